@@ -1,0 +1,59 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// What every Swift target is held to: unsafe code is marked where it stands,
+/// and an unmarked one does not compile.
+let strict: [SwiftSetting] = [
+  .strictMemorySafety(),
+  .treatWarning("StrictMemorySafety", as: .error),
+  .swiftLanguageMode(.v6),
+]
+
+let package = Package(
+  name: "hostwatchd",
+  products: [
+    .executable(name: "hostwatchd", targets: ["hostwatchd"]),
+    .executable(name: "hostwatchctl", targets: ["hostwatchctl"]),
+    .library(name: "HostWatch", targets: ["HostWatch"]),
+    .library(name: "CHostWatch", targets: ["CHostWatch"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    .package(url: "https://github.com/LebJe/TOMLKit", from: "0.6.0"),
+  ],
+  targets: [
+    .target(name: "CFanotify", cSettings: [.define("_GNU_SOURCE")]),
+    .target(
+      name: "CHostWatch",
+      cSettings: [.unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"])]),
+    .systemLibrary(
+      name: "CSystemd", pkgConfig: "libsystemd",
+      providers: [.apt(["libsystemd-dev"])]),
+    .target(
+      name: "HostWatch", dependencies: ["CFanotify", "CHostWatch"],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "hostwatchd",
+      dependencies: [
+        "HostWatch", "CFanotify", "CSystemd",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "TOMLKit", package: "TOMLKit"),
+      ],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "hostwatchctl",
+      dependencies: [
+        "HostWatch", "CFanotify", "CHostWatch",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "HostWatchTests", dependencies: ["HostWatch", "CFanotify", "CHostWatch", "hostwatchd"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "HostWatchKernelTests", dependencies: ["HostWatch", "CFanotify", "CHostWatch"],
+      swiftSettings: strict),
+  ]
+)

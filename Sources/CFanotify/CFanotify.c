@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "CFanotify.h"
+
+#include <linux/fs.h>
+#include <linux/mount.h>
+#include <string.h>
+#include <sys/fanotify.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+
+static int checked(long result)
+{
+	return result < 0 ? -errno : (int)result;
+}
+
+int hw_fanotify_init(unsigned int flags, unsigned int event_flags)
+{
+	return checked(fanotify_init(flags, event_flags));
+}
+
+int hw_fanotify_mark(int group, unsigned int flags, uint64_t mask, int dirfd,
+		     const char *path)
+{
+	return checked(fanotify_mark(group, flags, mask, dirfd, path));
+}
+
+int hw_name_to_handle_at(int dirfd, const char *path, int flags,
+			 struct hw_file_handle *handle, int *mount_id)
+{
+	handle->bytes = hw_handle_max;
+	handle->type = 0;
+	return checked(syscall(SYS_name_to_handle_at, dirfd, path, handle,
+			       mount_id, flags));
+}
+
+int hw_open_by_handle_path(int mount_fd, const struct hw_file_handle *handle)
+{
+	return checked(syscall(SYS_open_by_handle_at, mount_fd, handle,
+			       O_PATH | O_CLOEXEC));
+}
+
+int hw_clone_mount(int fd)
+{
+	return checked(syscall(SYS_open_tree, fd, "",
+			       OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC |
+				       AT_EMPTY_PATH));
+}
+
+int hw_openat(int dirfd, const char *path, int flags, unsigned int mode)
+{
+	return checked(openat(dirfd, path, flags | O_CLOEXEC, mode));
+}
+
+int hw_statx(int fd, const char *path, int flags, unsigned int mask,
+	     struct statx *out)
+{
+	return checked(syscall(SYS_statx, fd, path, flags, mask, out));
+}
+
+int hw_status_flags(int fd)
+{
+	return checked(fcntl(fd, F_GETFL));
+}
+
+int hw_duplicate(int fd)
+{
+	return checked(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+}
+
+int hw_readable_bytes(int fd)
+{
+	int count = 0;
+	int result = checked(ioctl(fd, FIONREAD, &count));
+	return result < 0 ? result : count;
+}
+
+int hw_inode_generation(int fd, uint32_t *out)
+{
+	/* The kernel writes an int, whatever the number's declared size. */
+	int generation = 0;
+	int result = checked(ioctl(fd, FS_IOC_GETVERSION, &generation));
+	*out = (uint32_t)generation;
+	return result;
+}
+
+int hw_readlink_descriptor(int fd, char *out, size_t size)
+{
+	char path[32];
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	return checked(readlink(path, out, size));
+}
+
+long hw_page_size(void)
+{
+	return sysconf(_SC_PAGESIZE);
+}
+
+struct hw_received hw_receive(int socket, void *buffer, size_t size,
+			      int *descriptors)
+{
+	struct hw_received received = { 0 };
+	union {
+		char space[CMSG_SPACE(hw_descriptors_max * sizeof(int)) +
+			   CMSG_SPACE(sizeof(struct ucred))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = buffer, .iov_len = size };
+	struct msghdr message = { .msg_iov = &iov,
+				  .msg_iovlen = 1,
+				  .msg_control = control.space,
+				  .msg_controllen = sizeof control.space };
+	ssize_t got;
+	do
+		got = recvmsg(socket, &message,
+			      MSG_DONTWAIT | MSG_CMSG_CLOEXEC | MSG_TRUNC);
+	while (got < 0 && errno == EINTR);
+	if (got < 0) {
+		received.size = -errno;
+		return received;
+	}
+	received.size = got;
+	received.truncated = (message.msg_flags & MSG_TRUNC) != 0;
+	received.descriptors_lost = (message.msg_flags & MSG_CTRUNC) != 0;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c;
+	     c = CMSG_NXTHDR(&message, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		unsigned int count =
+			(unsigned int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		for (unsigned int i = 0; i < count; i++) {
+			int fd;
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof fd);
+			if (received.descriptor_count < hw_descriptors_max)
+				descriptors[received.descriptor_count++] = fd;
+			else
+				close(fd);
+		}
+	}
+	return received;
+}
+
+int hw_send_packets(int socket, const struct iovec *packets, unsigned int count)
+{
+	struct mmsghdr messages[64];
+	if (count > 64)
+		count = 64;
+	memset(messages, 0, count * sizeof messages[0]);
+	for (unsigned int i = 0; i < count; i++) {
+		messages[i].msg_hdr.msg_iov = (struct iovec *)&packets[i];
+		messages[i].msg_hdr.msg_iovlen = 1;
+	}
+	int sent;
+	do
+		sent = sendmmsg(socket, messages, count,
+				MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (sent < 0 && errno == EINTR);
+	return sent < 0 ? -errno : sent;
+}
+
+int hw_send_with_descriptors(int socket, const void *packet, size_t size,
+			     const int *descriptors, unsigned int count,
+			     int flags)
+{
+	union {
+		char space[CMSG_SPACE(hw_descriptors_max * sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = (void *)packet, .iov_len = size };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+	if (count > hw_descriptors_max)
+		return -EINVAL;
+	if (count) {
+		memset(&control, 0, sizeof control);
+		message.msg_control = control.space;
+		message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+		struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(count * sizeof(int));
+		memcpy(CMSG_DATA(c), descriptors, count * sizeof(int));
+	}
+	ssize_t sent;
+	do
+		sent = sendmsg(socket, &message, flags | MSG_NOSIGNAL);
+	while (sent < 0 && errno == EINTR);
+	return sent < 0 ? -errno : 0;
+}
+
+int hw_socket(bool nonblocking)
+{
+	return checked(socket(AF_UNIX,
+			      SOCK_SEQPACKET | SOCK_CLOEXEC |
+				      (nonblocking ? SOCK_NONBLOCK : 0),
+			      0));
+}
+
+static int unix_address(const char *path, struct sockaddr_un *address)
+{
+	size_t size = strlen(path);
+	if (size == 0 || size >= sizeof address->sun_path)
+		return -ENAMETOOLONG;
+	memset(address, 0, sizeof *address);
+	address->sun_family = AF_UNIX;
+	memcpy(address->sun_path, path, size);
+	return 0;
+}
+
+int hw_bind_path(int socket, const char *path)
+{
+	struct sockaddr_un address;
+	int result = unix_address(path, &address);
+	return result ? result :
+			checked(bind(socket, (struct sockaddr *)&address,
+				     sizeof address));
+}
+
+int hw_connect_path(int socket, const char *path)
+{
+	struct sockaddr_un address;
+	int result = unix_address(path, &address);
+	return result ? result :
+			checked(connect(socket, (struct sockaddr *)&address,
+					sizeof address));
+}
+
+int hw_accept(int socket)
+{
+	return checked(
+		accept4(socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
+}
+
+int hw_peer_credentials(int socket, struct hw_peer *out)
+{
+	struct ucred credentials;
+	socklen_t size = sizeof credentials;
+	int result = checked(getsockopt(socket, SOL_SOCKET, SO_PEERCRED,
+					&credentials, &size));
+	if (result == 0)
+		*out = (struct hw_peer){ .pid = credentials.pid,
+					 .uid = credentials.uid,
+					 .gid = credentials.gid };
+	return result;
+}
+
+int hw_peer_groups(int socket, gid_t *groups, unsigned int count)
+{
+	socklen_t size = count * sizeof(gid_t);
+	int result = checked(
+		getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups, &size));
+	return result < 0 ? result : (int)(size / sizeof(gid_t));
+}
+
+int hw_peer_pidfd(int socket)
+{
+	int fd = -1;
+	socklen_t size = sizeof fd;
+	int result =
+		checked(getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &fd, &size));
+	return result < 0 ? result : fd;
+}

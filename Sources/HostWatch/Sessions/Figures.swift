@@ -1,0 +1,16 @@
+/// What the daemon counts, for sd_notify's STATUS and the STATUS message.
+public struct Figures: Sendable, Equatable {
+  public var sessions = 0
+  public var filesystems = 0
+  public var nodes = 0
+  /// Records read from the kernel since the start.
+  public var kernelEvents: UInt64 = 0
+  /// Records queued for sessions since the start.
+  public var delivered: UInt64 = 0
+  /// Records the daemon worked out from the filesystem since the start.
+  public var corrected: UInt64 = 0
+  /// Gaps (LOST messages) since the start.
+  public var lost: UInt64 = 0
+
+  public init() {}
+}

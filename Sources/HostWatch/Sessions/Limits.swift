@@ -1,0 +1,41 @@
+import CHostWatch
+
+/// What clients may use. The defaults are the protocol's.
+public struct Limits: Sendable, Equatable {
+  public var sessions = Int(HW_SESSIONS_DEFAULT)
+  public var sessionsPerUser = Int(HW_SESSIONS_PER_USER_DEFAULT)
+  /// Registered nodes of one privileged session.
+  public var nodesPerSession = Int(HW_NODES_DEFAULT)
+  public var nodesPerSessionUnprivileged = Int(HW_NODES_UNPRIVILEGED_DEFAULT)
+  /// Bytes queued for one session.
+  public var queuePerSession = Int(HW_QUEUE_DEFAULT)
+  /// Bytes queued for all sessions of one unprivileged uid.
+  public var queuePerUser = Int(HW_QUEUE_PER_USER_DEFAULT)
+  /// Longest time an event may be held back to batch it, in microseconds.
+  public var maxDelayMicroseconds: UInt32 = 1000
+
+  public init() {}
+}
+
+/// A share of the configuration: a directory that clients may name.
+public struct ShareConfiguration: Sendable, Equatable {
+  public var name: String
+  /// Absolute path of the root directory.
+  public var path: String
+  /// Numeric ids; uid 0 is always allowed.
+  public var allowedUsers: Set<UInt32>
+  public var allowedGroups: Set<UInt32>
+  /// What sessions on this share may ask for.
+  public var events: EventMask
+
+  public init(
+    name: String, path: String, allowedUsers: Set<UInt32> = [], allowedGroups: Set<UInt32> = [],
+    events: EventMask = .allEvents
+  ) {
+    self.name = name
+    self.path = path
+    self.allowedUsers = allowedUsers
+    self.allowedGroups = allowedGroups
+    self.events = events
+  }
+}

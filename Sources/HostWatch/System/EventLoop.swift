@@ -1,0 +1,56 @@
+/// The loop that drives a `Hub`: what the library needs of one, without
+/// naming any. `hostwatchd` implements it with libsystemd's sd-event.
+///
+/// Everything runs on the thread that runs the loop. Handlers are called from
+/// it and never from within `watch` or `timer`.
+public protocol EventLoop: AnyObject {
+  /// Calls `handler` with what is ready whenever `descriptor` is ready for
+  /// any of `readiness` (level-triggered), until the source is cancelled.
+  func watch(
+    _ descriptor: Int32, for readiness: Readiness, priority: LoopPriority,
+    handler: @escaping (Readiness) -> Void
+  ) throws(SystemError) -> any LoopSource
+
+  /// A timer that is not armed yet. It fires once each time it is armed.
+  func timer(priority: LoopPriority, handler: @escaping () -> Void) throws(SystemError)
+    -> any LoopTimer
+}
+
+/// A descriptor in an `EventLoop`.
+public protocol LoopSource: AnyObject {
+  /// Changes what the source waits for; an empty set keeps it and waits for
+  /// hang-ups alone.
+  func setReadiness(_ readiness: Readiness)
+  /// Takes the source out of the loop; its handler is not called again. The
+  /// descriptor may be closed afterwards, not before.
+  func cancel()
+}
+
+/// A timer in an `EventLoop`, on CLOCK_MONOTONIC.
+public protocol LoopTimer: AnyObject {
+  /// Fires once, that many microseconds from now; replaces an earlier time.
+  func arm(afterMicroseconds microseconds: UInt64)
+  func disarm()
+  func cancel()
+}
+
+/// What a descriptor is ready for, in poll(2)'s and epoll(7)'s values.
+public struct Readiness: OptionSet, Sendable {
+  public let rawValue: UInt32
+  public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+  public static let readable = Readiness(rawValue: 0x001)
+  /// POLLPRI: what /proc/self/mountinfo gives when the mount table changed.
+  public static let exceptional = Readiness(rawValue: 0x002)
+  public static let writable = Readiness(rawValue: 0x004)
+  public static let error = Readiness(rawValue: 0x008)
+  public static let hangUp = Readiness(rawValue: 0x010)
+}
+
+/// Which of several ready sources goes first: the kernel's events, then the
+/// clients, then everything else.
+public enum LoopPriority: Int64, Sendable {
+  case kernel = -10
+  case client = 0
+  case housekeeping = 10
+}
