@@ -68,7 +68,7 @@ final class Daemon {
     let status = try StatusReporter(loop: loop) { hub.figures }
     self.status = status
     logger.notice(
-      "hostwatchd \(daemonVersion) serves \(place), \(configuration.shares.count) shares configured",
+      "hostwatchd \(daemonVersion) serves \(place), \(configuration.shareCount)",
       metadata: .of(.started))
     ServiceManager.ready(status: status.current())
     return try loop.run()
@@ -92,7 +92,7 @@ final class Daemon {
       let new = try source.load(mayBeMissing: !hadFile)
       adopt(new)
       logger.notice(
-        "configuration reloaded from \(source.path), \(new.shares.count) shares configured",
+        "configuration reloaded\(hadFile ? " from \(source.path)" : ""), \(new.shareCount)",
         metadata: .of(.reloaded))
     } catch {
       error.log(to: logger, as: .reloadRefused)
@@ -128,6 +128,10 @@ final class Daemon {
       "\(source.path): \(key): changed, and takes effect at the next start; \(consequence)",
       metadata: .of(.needsRestart))
   }
+}
+
+extension Configuration {
+  var shareCount: String { "\(shares.count) share\(shares.count == 1 ? "" : "s") configured" }
 }
 
 extension Logger.Metadata {

@@ -66,8 +66,7 @@ struct Hostwatchd: ParsableCommand {
   private static func check(_ source: ConfigurationSource) -> Int32 {
     do {
       let configuration = try source.load()
-      let count = configuration.shares.count
-      print("\(source.path): right, with \(count) share\(count == 1 ? "" : "s")")
+      print("\(source.path): right, \(configuration.shareCount)")
       return 0
     } catch {
       for issue in error.issues { StderrLog.write(issue.text(file: error.file)) }

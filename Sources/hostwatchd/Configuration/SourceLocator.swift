@@ -239,7 +239,9 @@ extension SourceLocator {
   private mutating func readCodePoint(digits: Int, into bytes: inout [UInt8]) {
     var value: UInt32 = 0
     for _ in 0..<digits {
-      guard let byte = current, let digit = Character(UnicodeScalar(byte)).hexDigitValue else { break }
+      guard let byte = current, let digit = Character(UnicodeScalar(byte)).hexDigitValue else {
+        break
+      }
       value = value << 4 | UInt32(digit)
       advance()
     }

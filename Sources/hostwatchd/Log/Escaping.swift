@@ -2,8 +2,8 @@
 /// someone chose can neither begin a new line nor drive a terminal.
 ///
 /// C0, DEL and C1 controls, the line and paragraph separators, and the
-/// characters that turn the direction of what follows are escaped, and the
-/// backslash, so that an escape cannot be forged either.
+/// characters that turn the direction of what follows are escaped. What has
+/// been escaped once stays as it is when it is escaped again.
 func escapingControls(_ text: String) -> String {
   guard text.unicodeScalars.contains(where: needsEscape) else { return text }
   var escaped = ""
@@ -13,7 +13,6 @@ func escapingControls(_ text: String) -> String {
     case "\n": escaped += "\\n"
     case "\t": escaped += "\\t"
     case "\r": escaped += "\\r"
-    case "\\": escaped += "\\\\"
     default: escaped += "\\u{" + String(scalar.value, radix: 16) + "}"
     }
   }
@@ -22,7 +21,7 @@ func escapingControls(_ text: String) -> String {
 
 private func needsEscape(_ scalar: Unicode.Scalar) -> Bool {
   switch scalar.value {
-  case 0...0x1F, 0x7F...0x9F, 0x2028, 0x2029, 0x202A...0x202E, 0x2066...0x2069, 0x5C: true
+  case 0...0x1F, 0x7F...0x9F, 0x2028, 0x2029, 0x202A...0x202E, 0x2066...0x2069: true
   default: false
   }
 }

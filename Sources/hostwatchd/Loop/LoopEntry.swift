@@ -48,7 +48,8 @@ class LoopEntry {
   }
 
   /// The object behind a handler's userdata; nil once it is cancelled.
-  static func live<Entry: LoopEntry>(_ userdata: UnsafeMutableRawPointer?, as: Entry.Type) -> Entry? {
+  static func live<Entry: LoopEntry>(_ userdata: UnsafeMutableRawPointer?, as: Entry.Type) -> Entry?
+  {
     guard let userdata = unsafe userdata else { return nil }
     // `adopt` passed exactly such an object, and the retain it gave still counts.
     let entry = unsafe Unmanaged<LoopEntry>.fromOpaque(userdata).takeUnretainedValue()

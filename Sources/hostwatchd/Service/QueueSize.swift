@@ -18,7 +18,8 @@ enum QueueSize {
   static func ensure(_ wanted: Int, path: String = QueueSize.path) -> Outcome {
     guard let present = current(path) else {
       return Outcome(
-        effective: wanted, shortfall: "\(path) cannot be read; the queue's size is the kernel's choice")
+        effective: wanted,
+        shortfall: "\(path) cannot be read; the queue's size is the kernel's choice")
     }
     guard present < wanted else { return Outcome(effective: present, shortfall: nil) }
     let error = write(wanted, to: path)
@@ -43,7 +44,9 @@ enum QueueSize {
     let file = OwnedDescriptor(number)
     let bytes = Array("\(value)\n".utf8)
     // At most the array's count is read from it.
-    let count = unsafe bytes.withUnsafeBytes { unsafe Glibc.write(file.rawValue, $0.baseAddress, $0.count) }
+    let count = unsafe bytes.withUnsafeBytes {
+      unsafe Glibc.write(file.rawValue, $0.baseAddress, $0.count)
+    }
     return count < 0 ? SystemError("write(\(path))", errno) : nil
   }
 }

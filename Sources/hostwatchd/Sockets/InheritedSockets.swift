@@ -16,7 +16,8 @@ enum InheritedSockets {
     defer { unsafe freeNames(names) }
     guard count >= 0 else {
       throw StartFailure(
-        .unavailable, "\(SystemError("sd_listen_fds", -count)); LISTEN_FDS holds what no service manager passes")
+        .unavailable,
+        "\(SystemError("sd_listen_fds", -count)); LISTEN_FDS holds what no service manager passes")
     }
     var descriptors: [Int32] = []
     for offset in 0..<count {

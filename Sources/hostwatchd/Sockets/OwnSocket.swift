@@ -64,7 +64,8 @@ struct OwnSocket: ~Copyable {
     case ENOENT: return
     case EPROTOTYPE:
       throw StartFailure(
-        .configuration, "another program listens on \(path), and not with SOCK_SEQPACKET; choose another --socket")
+        .configuration,
+        "another program listens on \(path), and not with SOCK_SEQPACKET; choose another --socket")
     case let code: throw StartFailure(creating: path, SystemError("connect(\(path))", code))
     }
   }
@@ -133,7 +134,9 @@ struct LockFile: ~Copyable {
     _ = ftruncate(descriptor.rawValue, 0)
     // At most the array's count is read from it. Whoever cannot write it is
     // only less helpful to the next one.
-    _ = unsafe bytes.withUnsafeBytes { unsafe pwrite(descriptor.rawValue, $0.baseAddress, $0.count, 0) }
+    _ = unsafe bytes.withUnsafeBytes {
+      unsafe pwrite(descriptor.rawValue, $0.baseAddress, $0.count, 0)
+    }
   }
 
   private static func holder(_ descriptor: borrowing OwnedDescriptor) -> Int32? {
