@@ -30,7 +30,9 @@ struct StartFailure: Error {
   }
 
   static func alreadyServed(_ path: String, by pid: Int32?) -> StartFailure {
-    let who = pid.map { " (pid \($0))" } ?? ""
+    // What connect(2) tells is who listens: for a socket unit that is pid 1.
+    let who =
+      pid.map { $0 == 1 ? " (pid 1: a socket of the service manager)" : " (pid \($0))" } ?? ""
     return StartFailure(.unavailable, "another hostwatchd serves \(path)\(who)")
   }
 }
