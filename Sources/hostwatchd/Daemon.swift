@@ -1,0 +1,162 @@
+import CFanotify
+import HostWatch
+import Logging
+
+/// Everything wired together on one loop, from the sockets to the end.
+final class Daemon {
+  private let source: ConfigurationSource
+  private var configuration: Configuration
+  /// Whether the configuration came from a file, which a reload then expects.
+  private let hadFile: Bool
+  private let loop: SystemdLoop
+  private let hub: Hub
+  private var logger: Logger
+  private let diagnostics: DiagnosticLog
+  private var status: StatusReporter?
+  private var isStopping = false
+
+  /// Runs the daemon until a signal ends it.
+  static func run(source: ConfigurationSource, configuration: Configuration, logger: Logger) throws
+    -> Int32
+  {
+    var logger = logger
+    logger.logLevel = configuration.logLevel
+    try Requirements.check()
+    let sockets = try Sockets.open(configuration)
+    let code: Int32
+    do {
+      let daemon = try Daemon(source: source, configuration: configuration, logger: logger)
+      code = try daemon.serve(sockets.listeners, place: sockets.place)
+      logger.notice("hostwatchd stopped", metadata: .of(.stopped))
+    } catch {
+      sockets.remove()
+      throw error
+    }
+    sockets.remove()
+    return code
+  }
+
+  private init(source: ConfigurationSource, configuration: Configuration, logger: Logger)
+    throws(SystemError)
+  {
+    self.source = source
+    self.configuration = configuration
+    self.logger = logger
+    hadFile = FileIdentity(path: source.path) != nil
+    loop = try SystemdLoop()
+    let diagnostics = DiagnosticLog(logger: logger)
+    self.diagnostics = diagnostics
+    let queue = QueueSize.ensure(configuration.queueEvents)
+    if let shortfall = queue.shortfall {
+      diagnostics.log(Diagnostic(.queueSizeLimited, .warning, shortfall))
+    }
+    hub = try Hub(loop: loop, limits: configuration.limits, queueEvents: queue.effective) {
+      diagnostics.log($0)
+    }
+    try diagnostics.attach(to: loop)
+  }
+
+  private func serve(_ listeners: [Int32], place: String) throws(SystemError) -> Int32 {
+    for number in [SIGTERM, SIGINT] {
+      try loop.signal(number) { [unowned self] in stop(SystemError.signalName(number)) }
+    }
+    try loop.signal(SIGHUP) { [unowned self] in reload() }
+    hub.setShares(configuration.shares)
+    for listener in listeners { try hub.serve(OwnedDescriptor(listener)) }
+    try loop.startWatchdog()
+    let hub = self.hub
+    let status = try StatusReporter(loop: loop) { hub.figures }
+    self.status = status
+    logger.notice(
+      "hostwatchd \(daemonVersion) serves \(place), \(configuration.shareCount)",
+      metadata: .of(.started))
+    ServiceManager.ready(status: status.current())
+    return try loop.run()
+  }
+
+  /// Ends in order: what happened before is still sent. A second signal does
+  /// not wait for that.
+  private func stop(_ signal: String) {
+    guard !isStopping else { return loop.exit(0) }
+    isStopping = true
+    status?.stop()
+    ServiceManager.stopping()
+    logger.info("\(signal): stopping", metadata: .of(.stopping))
+    hub.shutDown { [loop] in loop.exit(0) }
+  }
+
+  private func reload() {
+    guard !isStopping else { return }
+    ServiceManager.reloading()
+    do {
+      let new = try source.load(mayBeMissing: !hadFile)
+      adopt(new)
+      logger.notice(
+        "configuration reloaded\(hadFile ? " from \(source.path)" : ""), \(new.shareCount)",
+        metadata: .of(.reloaded))
+    } catch {
+      error.log(to: logger, as: .reloadRefused)
+      logger.error(
+        "reload refused: the configuration from before stays in force",
+        metadata: .of(.reloadRefused))
+    }
+    ServiceManager.ready(status: status?.current() ?? "")
+  }
+
+  private func adopt(_ new: Configuration) {
+    let old = configuration
+    configuration = new
+    logger.logLevel = new.logLevel
+    diagnostics.logger.logLevel = new.logLevel
+    hub.limits = new.limits
+    hub.setShares(new.shares)
+    if new.queueEvents != old.queueEvents {
+      // The sysctl can follow; queues that exist were sized when they were made.
+      if let shortfall = QueueSize.ensure(new.queueEvents).shortfall {
+        diagnostics.log(Diagnostic(.queueSizeLimited, .warning, shortfall))
+      }
+      logNeedsRestart(
+        "daemon.queue-events", "filesystems watched already keep the queue they have until then")
+    }
+    if new.socketPath != old.socketPath || new.socketMode != old.socketMode {
+      logNeedsRestart("daemon.socket, daemon.socket-mode", "the socket stays as it is until then")
+    }
+  }
+
+  private func logNeedsRestart(_ key: String, _ consequence: String) {
+    logger.warning(
+      "\(source.path): \(key): changed, and takes effect at the next start; \(consequence)",
+      metadata: .of(.needsRestart))
+  }
+}
+
+extension Configuration {
+  var shareCount: String { "\(shares.count) share\(shares.count == 1 ? "" : "s") configured" }
+}
+
+extension Logger.Metadata {
+  static func of(_ id: MessageID) -> Logger.Metadata {
+    var metadata: Logger.Metadata = [:]
+    metadata[.messageID] = id.rawValue
+    return metadata
+  }
+}
+
+extension ConfigurationRefused {
+  /// One entry for each issue, with its file, line and key as fields.
+  func log(to logger: Logger, as id: MessageID) {
+    for issue in issues {
+      var metadata = Logger.Metadata.of(id)
+      metadata[.configFile] = file
+      metadata[.configLine] = issue.line.map { "\($0)" }
+      metadata[.configKey] = issue.key
+      logger.error("\(issue.text(file: file))", metadata: metadata)
+    }
+  }
+}
+
+extension SystemError {
+  fileprivate static func signalName(_ number: Int32) -> String {
+    number == SIGTERM ? "SIGTERM" : "SIGINT"
+  }
+}

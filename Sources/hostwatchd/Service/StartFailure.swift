@@ -1,0 +1,38 @@
+import CFanotify
+import HostWatch
+
+/// Why the daemon does not start, and the exit code that says so.
+struct StartFailure: Error {
+  /// The codes of sysexits.h that scripts may rely on. A wrong command line
+  /// is 64 (EX_USAGE), which the argument parser gives.
+  enum Code: Int32 {
+    case unavailable = 69
+    case bug = 70
+    case noPermission = 77
+    case configuration = 78
+  }
+
+  let code: Code
+  let message: String
+  var messageID = MessageID.startFailed
+
+  init(_ code: Code, _ message: String) {
+    self.code = code
+    self.message = message
+  }
+
+  /// The socket could not be made for a reason that is the host's.
+  init(creating socketPath: String, _ error: SystemError) {
+    let isPermission = error.code == EACCES || error.code == EPERM
+    self.init(
+      isPermission ? .noPermission : .unavailable,
+      "the socket \(socketPath) cannot be made: \(error)")
+  }
+
+  static func alreadyServed(_ path: String, by pid: Int32?) -> StartFailure {
+    // What connect(2) tells is who listens: for a socket unit that is pid 1.
+    let who =
+      pid.map { $0 == 1 ? " (pid 1: a socket of the service manager)" : " (pid \($0))" } ?? ""
+    return StartFailure(.unavailable, "another hostwatchd serves \(path)\(who)")
+  }
+}

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""hostwatchd as a systemd service: run by `systemd`, inside the sandbox.
+
+HOSTWATCHD names the binary; the default is the debug build.
+"""
+
+import grp
+import json
+import os
+import pathlib
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+import tempfile
+import time
+import unittest
+
+from wire import DETACHED, TREE, Client
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DAEMON = os.environ.get("HOSTWATCHD", str(ROOT / ".build/debug/hostwatchd"))
+UNITS = pathlib.Path("/etc/systemd/system")
+CONFIG = pathlib.Path("/etc/hostwatchd/hostwatchd.toml")
+SOCKET = "/run/hostwatchd/hostwatchd.sock"
+SERVICE = "hostwatchd.service"
+
+MESSAGE_IDS = {
+    "started": "4e21ef60f8c040768818c0c24b5f8cdc",
+    "stopped": "0fde71a89de14a499ce5cd1d98334172",
+    "reloaded": "ad1bc9009bcd4600b117c5587948d657",
+    "reload refused": "5ccffa3f681640eca62e8554ab591121",
+    "configuration refused": "187a49de16b94fdc92ae3b6abaa53192",
+    "needs restart": "35ece6213ab743569277c165e291fc32",
+    "start failed": "334f41a5a338499da3f133439239e32f",
+    "queue limited": "a82cbfcf16aa4d498034ba76de3a8904",
+    "session started": "62d0250ff3a14ff2ad3c6d0228ef7586",
+    "session refused": "ecf7edff63454505ac5bdd0a7e06bda3",
+}
+
+
+def run(*command, check=True):
+    done = subprocess.run(command, capture_output=True, text=True)
+    if check and done.returncode:
+        raise AssertionError(f"{command}: {done.returncode}: {done.stderr}{done.stdout}")
+    return done
+
+
+def systemctl(*arguments, check=True):
+    return run("systemctl", "--no-pager", *arguments, check=check)
+
+
+def show(name, unit=SERVICE):
+    return systemctl("show", "-P", name, unit).stdout.strip()
+
+
+def eventually(what, seconds=15):
+    """What `what` returns once that is true; systemd tells no other way."""
+    end = time.monotonic() + seconds
+    while True:
+        result = what()
+        if result:
+            return result
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s; last: {result!r}")
+        time.sleep(0.02)
+
+
+class Journal:
+    """The daemon's entries from now on."""
+
+    def __init__(self):
+        done = run("journalctl", "-n0", "--show-cursor", "-o", "cat")
+        self.cursor = done.stdout.rpartition("cursor: ")[2].strip()
+
+    def entries(self, message=None):
+        filters = [f"MESSAGE_ID={MESSAGE_IDS[message]}"] if message else []
+        after = [f"--after-cursor={self.cursor}"] if self.cursor else []
+        done = run(
+            "journalctl", "-o", "json", *after, "SYSLOG_IDENTIFIER=hostwatchd", *filters
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def wait(self, message):
+        return eventually(lambda: self.entries(message))
+
+
+def setUpModule():
+    run("systemd-sysusers", str(ROOT / "systemd/sysusers.d/hostwatchd.conf"))
+    for unit in ("hostwatchd.service", "hostwatchd.socket"):
+        shutil.copy(ROOT / "systemd" / unit, UNITS)
+    drop_in(f"[Service]\nExecStart=\nExecStart={DAEMON}\n", "10-binary")
+
+
+def drop_in(text, name="50-test", unit=SERVICE):
+    directory = UNITS / f"{unit}.d"
+    directory.mkdir(exist_ok=True)
+    (directory / f"{name}.conf").write_text(text)
+    systemctl("daemon-reload")
+
+
+class SystemdTest(unittest.TestCase):
+    def setUp(self):
+        CONFIG.parent.mkdir(exist_ok=True)
+        CONFIG.unlink(missing_ok=True)
+        self.journal = Journal()
+        self.share = tempfile.mkdtemp(prefix="share", dir="/tmp")
+
+    def tearDown(self):
+        systemctl("stop", "hostwatchd.socket", SERVICE, check=False)
+        systemctl("reset-failed", check=False)
+        for path in UNITS.glob("hostwatchd.*.d/50-*.conf"):
+            path.unlink()
+        systemctl("daemon-reload")
+        shutil.rmtree(self.share)
+
+    def configure(self, text="", allow="", name="src"):
+        share = f'[[share]]\nname = "{name}"\npath = "{self.share}"\n{allow}\n'
+        CONFIG.write_text(text + share)
+
+    def pid(self):
+        return int(show("MainPID"))
+
+
+class Units(SystemdTest):
+    def test_verify_has_nothing_to_say(self):
+        done = run("systemd-analyze", "verify", SERVICE, "hostwatchd.socket", check=False)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
+
+    def test_shipped_configuration_is_right(self):
+        done = run(DAEMON, "--check-config", "--config", str(ROOT / "systemd/hostwatchd.toml"))
+        self.assertIn("right", done.stdout)
+
+    def test_start_returns_when_the_socket_answers(self):
+        systemctl("start", SERVICE)
+        self.assertEqual(show("ActiveState"), "active")
+        Client(SOCKET).socket.close()
+
+    def test_socket_has_mode_and_group(self):
+        systemctl("start", "hostwatchd.socket")
+        status = os.stat(SOCKET)
+        self.assertEqual(stat.S_IMODE(status.st_mode), 0o660)
+        self.assertEqual(grp.getgrgid(status.st_gid).gr_name, "hostwatch")
+
+    def test_first_connection_starts_the_service(self):
+        systemctl("start", "hostwatchd.socket")
+        self.assertEqual(show("ActiveState"), "inactive")
+        with Client(SOCKET):
+            eventually(lambda: show("ActiveState") == "active")
+        started = self.journal.wait("started")[0]
+        self.assertIn("1 socket of the service manager", started["MESSAGE"])
+
+    def test_socket_outlives_the_service(self):
+        systemctl("start", SERVICE)
+        inode = os.stat(SOCKET).st_ino
+        systemctl("restart", SERVICE)
+        self.assertEqual(os.stat(SOCKET).st_ino, inode)
+
+    def test_socket_of_another_type_is_refused(self):
+        drop_in(
+            "[Socket]\nListenSequentialPacket=\nListenStream=/run/hostwatchd/stream\n",
+            unit="hostwatchd.socket",
+        )
+        self.assertNotEqual(systemctl("start", SERVICE, check=False).returncode, 0)
+        self.assertEqual(show("ExecMainStatus"), "78")
+        failed = self.journal.wait("start failed")[0]
+        self.assertIn("ListenSequentialPacket=", failed["MESSAGE"])
+
+    def test_watchdog_restarts_a_daemon_that_hangs(self):
+        drop_in("[Service]\nWatchdogSec=1s\nRestartSec=0\n")
+        systemctl("start", SERVICE)
+        hung = self.pid()
+        os.kill(hung, signal.SIGSTOP)
+        eventually(lambda: show("NRestarts") == "1" and self.pid() not in (0, hung))
+
+
+class Configurations(SystemdTest):
+    def test_wrong_one_fails_the_unit_with_78(self):
+        CONFIG.write_text('[limits]\nsessions = "many"\n')
+        self.assertNotEqual(systemctl("start", SERVICE, check=False).returncode, 0)
+        self.assertEqual(show("ExecMainStatus"), "78")
+        self.assertEqual(show("Result"), "exit-code")
+        self.assertEqual(show("NRestarts"), "0")
+        entry = self.journal.wait("configuration refused")[0]
+        self.assertEqual(entry["CONFIG_FILE"], str(CONFIG))
+        self.assertEqual(entry["CONFIG_LINE"], "2")
+        self.assertEqual(entry["CONFIG_KEY"], "limits.sessions")
+        self.assertEqual(entry["PRIORITY"], "3")
+
+    def test_good_reload(self):
+        systemctl("start", SERVICE)
+        pid = self.pid()
+        self.configure()
+        systemctl("reload", SERVICE)
+        entry = self.journal.wait("reloaded")[0]
+        self.assertIn("1 share configured", entry["MESSAGE"])
+        self.assertEqual((show("ActiveState"), self.pid()), ("active", pid))
+
+    def test_bad_reload_changes_nothing(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        pid = self.pid()
+        self.configure("[limits]\nsessions = 0\n[nonsense]\n")
+        systemctl("reload", SERVICE)
+        entries = eventually(lambda: len(self.journal.entries("reload refused")) == 3) and (
+            self.journal.entries("reload refused")
+        )
+        self.assertEqual([entry.get("CONFIG_LINE") for entry in entries], ["2", "3", None])
+        self.assertIn("stays in force", entries[2]["MESSAGE"])
+        self.assertEqual((show("ActiveState"), self.pid()), ("active", pid))
+
+    def test_reload_of_a_file_that_vanished_changes_nothing(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        CONFIG.unlink()
+        systemctl("reload", SERVICE)
+        self.journal.wait("reload refused")
+        self.assertEqual(show("ActiveState"), "active")
+
+    def test_reload_says_what_needs_a_restart(self):
+        systemctl("start", SERVICE)
+        CONFIG.write_text('[daemon]\nsocket = "/run/other.sock"\n')
+        systemctl("reload", SERVICE)
+        entry = self.journal.wait("needs restart")[0]
+        self.assertIn("daemon.socket", entry["MESSAGE"])
+
+    def test_queue_that_cannot_be_raised_is_said(self):
+        # /proc/sys is read-only in the sandbox.
+        CONFIG.write_text("[daemon]\nqueue-events = 67108864\n")
+        systemctl("start", SERVICE)
+        entry = self.journal.wait("queue limited")[0]
+        self.assertIn("could not be raised to 67108864: Read-only file system", entry["MESSAGE"])
+
+
+class Reporting(SystemdTest):
+    def test_status_text(self):
+        systemctl("start", SERVICE)
+        self.assertEqual(show("StatusText"), "0 sessions, 0 nodes, 0 events/s, 0 lost")
+
+    def test_journal_fields_of_the_daemon(self):
+        systemctl("start", SERVICE)
+        entry = self.journal.wait("started")[0]
+        self.assertEqual(entry["PRIORITY"], "5")
+        self.assertEqual(entry["_SYSTEMD_UNIT"], SERVICE)
+        self.assertTrue(entry["CODE_FILE"].endswith("Daemon.swift"))
+        self.assertTrue(entry["CODE_LINE"].isdigit())
+        self.assertIn("serve", entry["CODE_FUNC"])
+
+    def test_stop_in_order(self):
+        systemctl("start", SERVICE)
+        systemctl("stop", SERVICE)
+        self.assertEqual((show("Result"), show("ExecMainStatus")), ("success", "0"))
+        self.journal.wait("stopped")
+
+    def test_second_daemon_on_the_socket(self):
+        systemctl("start", SERVICE)
+        done = run(DAEMON, "--log-target", "stderr", check=False)
+        self.assertEqual(done.returncode, 69)
+        self.assertIn(f"another hostwatchd serves {SOCKET} (pid 1", done.stderr)
+
+
+class Sessions(SystemdTest):
+    """What needs the daemon to serve sessions."""
+
+    def test_started_session_is_logged(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        with Client() as client:
+            error, reply = client.init("src", mode=TREE)
+            self.assertEqual(error, 0)
+            (session,) = struct.unpack_from("=Q", reply, 16)
+            entry = self.journal.wait("session started")[0]
+        self.assertEqual(entry["HOSTWATCH_SESSION"], str(session))
+        self.assertEqual(entry["HOSTWATCH_SHARE"], "src")
+        self.assertEqual(entry["PEER_UID"], "0")
+        self.assertEqual(entry["PEER_PID"], str(os.getpid()))
+
+    def test_refused_session_is_logged(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        os.chmod(SOCKET, 0o666)
+        child = os.fork()
+        if child == 0:
+            os.setgroups([])
+            os.setresgid(1000, 1000, 1000)
+            os.setresuid(1000, 1000, 1000)
+            with Client() as client:
+                os._exit(-client.init("src", mode=TREE)[0])
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 13)
+        entry = self.journal.wait("session refused")[0]
+        self.assertEqual(entry["PEER_UID"], "1000")
+        self.assertEqual(entry["PEER_PID"], str(child))
+        self.assertEqual(entry["HOSTWATCH_SHARE"], "src")
+
+    def test_status_text_counts_sessions(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        with Client() as client:
+            self.assertEqual(client.init("src")[0], 0)
+            eventually(lambda: show("StatusText").startswith("1 session,"))
+        eventually(lambda: show("StatusText").startswith("0 sessions,"))
+
+    def test_removed_share_detaches(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        with Client() as client:
+            self.assertEqual(client.init("src")[0], 0)
+            CONFIG.write_text("")
+            systemctl("reload", SERVICE)
+            (reason,) = struct.unpack_from("=I", client.wait_for(DETACHED))
+            self.assertEqual(reason, 2)
+
+    def test_bad_reload_keeps_the_share(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        with Client() as client:
+            self.assertEqual(client.init("src")[0], 0)
+            CONFIG.write_text("nonsense = 1\n")
+            systemctl("reload", SERVICE)
+            self.journal.wait("reload refused")
+            self.assertEqual(client.sync(), 0)
+
+    def test_stop_sends_detached_last(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        with Client() as client:
+            self.assertEqual(client.init("src")[0], 0)
+            pathlib.Path(self.share, "made-before-the-stop").touch()
+            systemctl("stop", "--no-block", SERVICE)
+            kinds = []
+            while True:
+                kind, body = client.receive()
+                if kind is None:
+                    break
+                kinds.append(kind)
+                last = body
+        self.assertGreater(len(kinds), 1)
+        self.assertEqual(kinds[-1], DETACHED)
+        self.assertEqual(struct.unpack_from("=I", last)[0], 3)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)
