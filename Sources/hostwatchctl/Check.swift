@@ -27,9 +27,9 @@ struct Check {
   }
 
   var lines: [String] {
-    let first = "\(Line.padded(state.rawValue, 4))  \(Line.padded(name, 20))  \(Line.text(finding))"
+    let first = "\(Line.padded(state.rawValue, 4))  \(Line.padded(name, 30))  \(Line.text(finding))"
     guard let advice else { return [first] }
-    return [first, String(repeating: " ", count: 28) + "→ " + Line.text(advice)]
+    return [first, String(repeating: " ", count: 38) + "→ " + Line.text(advice)]
   }
 
   var json: JSON {

@@ -50,6 +50,6 @@ enum Exit {
   }
 
   static func say(_ text: String) {
-    Output.write(Array("hostwatchctl: \(text)\n".utf8), to: STDERR_FILENO)
+    Output.write(Array("hostwatchctl: \(Line.text(text))\n".utf8), to: STDERR_FILENO)
   }
 }

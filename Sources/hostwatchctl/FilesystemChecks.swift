@@ -26,12 +26,7 @@ struct FilesystemChecks {
     switch Probe.handle(of: fd) {
     case .failure(let error):
       return [
-        filesystem(fd, nil), mark(fd),
-        .fail(
-          "handle", error.description,
-          error.code == EOPNOTSUPP
-            ? "this filesystem has no file handles; share a directory of one that has, such as "
-              + "ext4, xfs, btrfs or tmpfs" : "see name_to_handle_at(2)"),
+        filesystem(fd, nil), mark(fd), .fail("handle", error.description, handleAdvice(fd, error)),
       ]
     case .success(let found): handle = found
     }
@@ -43,10 +38,19 @@ struct FilesystemChecks {
   }
 
   private func filesystem(_ fd: Int32, _ mountID: Int32?) -> Check {
-    let mounted = mountID.flatMap { Probe.mount($0) }
+    let mounted = Probe.mount(of: fd, id: mountID)
     let magic = Probe.magic(of: fd).map { "0x" + String($0, radix: 16) } ?? "unknown"
     guard let mounted else { return .ok("filesystem", "f_type \(magic)") }
     return .ok("filesystem", "\(mounted.type), f_type \(magic), mounted on \(mounted.point)")
+  }
+
+  private func handleAdvice(_ fd: Int32, _ error: SystemError) -> String {
+    guard error.code == EOPNOTSUPP else { return "see name_to_handle_at(2)" }
+    guard Probe.magic(of: fd) != UInt32(hw_magic_overlay) else {
+      return "mount the overlay with \"index=on,nfs_export=on\""
+    }
+    return "this filesystem has no file handles; share a directory of one that has, such as "
+      + "ext4, xfs, btrfs or tmpfs"
   }
 
   // MARK: The mark
@@ -83,6 +87,9 @@ struct FilesystemChecks {
   /// TREE mode takes nodeid and generation from the handle.
   private func identity(_ fd: Int32, _ handle: Probe.Handle) -> Check {
     let name = "handle-identity"
+    if Probe.magic(of: fd) == UInt32(hw_magic_overlay), handle.type == 0xf8 {
+      return .ok(name, "the handle wraps that of the layer which holds the object")
+    }
     guard let magic = Probe.magic(of: fd),
       let found = handle.identity(magic: magic)
     else {

@@ -126,14 +126,19 @@ enum Probe {
     return UInt32(truncatingIfNeeded: status.f_type)
   }
 
-  /// The type and the mount point of a mount (proc_pid_mountinfo(5)).
-  static func mount(_ id: Int32) -> (type: String, point: String)? {
+  /// The type and the mount point of what a descriptor is on
+  /// (proc_pid_mountinfo(5)): by the mount, or else by the device.
+  static func mount(of descriptor: Int32, id: Int32?) -> (type: String, point: String)? {
+    var status = stat()
+    guard unsafe fstat(descriptor, &status) == 0 else { return nil }
+    let device = "\(gnu_dev_major(status.st_dev)):\(gnu_dev_minor(status.st_dev))"
     for line in (contents("/proc/self/mountinfo") ?? "").split(separator: "\n") {
       let fields = line.split(separator: " ")
-      guard fields.first == "\(id)", fields.count > 5,
-        let separator = fields.firstIndex(of: "-"), separator + 1 < fields.count
+      guard fields.count > 5, let separator = fields.firstIndex(of: "-"),
+        separator + 1 < fields.count
       else { continue }
-      return (String(fields[separator + 1]), String(fields[4]))
+      let matches = id.map { fields[0] == "\($0)" } ?? (fields[2] == device)
+      if matches { return (String(fields[separator + 1]), String(fields[4])) }
     }
     return nil
   }

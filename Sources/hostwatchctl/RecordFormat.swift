@@ -131,7 +131,7 @@ extension RecordFormat {
     case .lost(let reason, let sequence):
       return json
         ? notice(
-          "lost", time, reason.description, [JSON.Member(key: "sequence", value: .number(sequence))]
+          "lost", time, reason.code, [JSON.Member(key: "sequence", value: .number(sequence))]
         )
         : "! \(time.local)  LOST: \(reason); changes after number \(sequence) are missing"
     case .resynced(let resync):
@@ -146,7 +146,7 @@ extension RecordFormat {
         : "! \(time.local)  RESYNCED: the stream is whole again; look at the directory anew"
     case .detached(let reason):
       return json
-        ? notice("detached", time, reason.description, []) : "! \(time.local)  DETACHED: \(reason)"
+        ? notice("detached", time, reason.code, []) : "! \(time.local)  DETACHED: \(reason)"
     }
   }
 
@@ -159,6 +159,28 @@ extension RecordFormat {
     ]
     let why = reason.map { [JSON.Member(key: "reason", value: .string($0))] } ?? []
     return JSON.object(start + why + members).encoded
+  }
+}
+
+extension HostWatchClient.LossReason {
+  /// For programs.
+  fileprivate var code: String {
+    switch self {
+    case .kernelQueue: "kernel-queue"
+    case .sessionQueue: "session-queue"
+    case .restart: "restart"
+    }
+  }
+}
+
+extension HostWatchClient.DetachReason {
+  /// For programs.
+  fileprivate var code: String {
+    switch self {
+    case .unmounted: "unmounted"
+    case .shareRemoved: "share-removed"
+    case .shutdown: "shutdown"
+    }
   }
 }
 

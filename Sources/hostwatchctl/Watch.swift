@@ -23,7 +23,8 @@ struct Watch: ParsableCommand {
       detached; "time" is RFC 3339 in UTC. A record has "sequence", "events", "is_directory", \
       "flags", "node", "directory" and "new_directory" (each {"nodeid","generation"}, or null \
       where the session knows none), "path", "new_path", "origin" (a session's id or 0), "pid" \
-      and "command" (null where unknown). What is not UTF-8 has U+FFFD in "path", "new_path" \
+      and "command" (null where unknown); lost has "sequence" and "reason" (kernel-queue, \
+      session-queue, restart), detached "reason" (unmounted, share-removed, shutdown). What is not UTF-8 has U+FFFD in "path", "new_path" \
       and "command", and its bytes in hexadecimal in "path_hex", "new_path_hex" and \
       "command_hex".
       """)
