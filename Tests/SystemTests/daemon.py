@@ -13,7 +13,7 @@ import unittest
 
 import handles
 import scratch
-from hostwatch import Client, Detached, HungUp, NODES, TREE, merge_changes, read_while
+from hostwatch import Client, NODES, read_while
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 START_TIMEOUT = 10.0

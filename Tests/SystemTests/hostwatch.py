@@ -321,8 +321,8 @@ class Client:
             holds(record.dir != NOBODY)
         if record.new_name:
             holds(record.new_dir != NOBODY)
-        if mask & (CREATE | DELETE):
-            holds(bool(record.name))
+        if mask & (CREATE | DELETE):  # a name comes with its directory only
+            holds(bool(record.name) == (record.dir != NOBODY))
         if mask & RENAME:
             holds(bool(flags & MOVED_IN) == (record.dir == NOBODY))
             holds(bool(flags & MOVED_OUT) == (record.new_dir == NOBODY))
