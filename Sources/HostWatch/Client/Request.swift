@@ -116,9 +116,3 @@ extension [UInt8] {
     unsafe Swift.withUnsafeBytes(of: value) { unsafe append(contentsOf: $0) }
   }
 }
-
-extension hw_node {
-  fileprivate init(_ node: NodeID) {
-    self.init(nodeid: node.nodeid, generation: node.generation)
-  }
-}
