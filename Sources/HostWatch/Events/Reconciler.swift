@@ -362,7 +362,7 @@ final class Reconciler {
     directoryRenames = 0
     for index in events.indices { note(index) }
     // All of these have been settled; only what comes from now on is new.
-    for index in window.suspects { window.markClean(Int(index)) }
+    window.markSettled()
   }
 
   // MARK: Settling
@@ -375,33 +375,33 @@ final class Reconciler {
     /// A touch with an event, from which directory and name can be had.
     var touch: ReconcilerWindow.Touch
     var needsLookup = false
+    /// Something about it is new since the last settling.
+    var isFresh = false
   }
 
   private func settle() {
+    defer { window.markSettled() }
     guard !window.suspects.isEmpty else { return }
     var holdings = doubtfulEntries()
     guard !holdings.isEmpty else { return }
     replay(into: &holdings)
-    for (entry, holding) in holdings where holding.needsLookup && holding.touches < 2 {
-      holdings[entry] = nil
-    }
-    correct(holdings)
-    for index in window.suspects { window.markClean(Int(index)) }
+    correct(holdings.filter { $0.value.isFresh && $0.value.touches >= 2 })
   }
 
   /// The entries touched by objects of which records may stand for several
-  /// operations, and which were not settled since.
+  /// operations.
   private func doubtfulEntries() -> [UInt64: Holding] {
     var entries: [UInt64: Holding] = [:]
     for suspect in window.suspects {
       let flags = window.objects[Int(suspect)].flags
-      guard flags.contains(.dirty) else { continue }
       let isDead = flags.contains(.dead)
       if isDead && !flags.contains(.revisited) { continue }
       window.forEachTouch(of: Int(suspect)) { touch in
         guard touch.event != ReconcilerWindow.noEvent else { return }
-        entries[touch.entry, default: Holding(touch: touch)].needsLookup =
-          entries[touch.entry]?.needsLookup == true || !isDead
+        var holding = entries[touch.entry] ?? Holding(touch: touch)
+        if !isDead { holding.needsLookup = true }
+        if flags.contains(.dirty) { holding.isFresh = true }
+        entries[touch.entry] = holding
       }
     }
     return entries
@@ -409,9 +409,13 @@ final class Reconciler {
 
   /// Applies the window's touches, in the order in which they were passed on.
   private func replay(into holdings: inout [UInt64: Holding]) {
-    for touch in window.touches {
+    for (index, touch) in window.touches.enumerated() {
       guard var holding = holdings[touch.entry] else { continue }
-      if touch.event != ReconcilerWindow.noEvent { holding.touches += 1 }
+      if touch.event != ReconcilerWindow.noEvent {
+        holding.touches += 1
+        // Another object's record may be older than what was settled here.
+        if index >= window.settledTouches { holding.isFresh = true }
+      }
       if touch.sets {
         holding.object = Int(touch.object)
       } else if holding.object == Int(touch.object) {
