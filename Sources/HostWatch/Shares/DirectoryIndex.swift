@@ -46,7 +46,7 @@ struct DirectoryIndex: ~Copyable {
   private var free: [UInt32] = []
   private var byHandle = HashIndex()
   private let seed: UInt64
-  private let mount: OwnedDescriptor
+  private let mount: DetachedMount
   private let capacity: Int
   private var hand = 2
   private var epoch: UInt64 = 1
@@ -57,7 +57,7 @@ struct DirectoryIndex: ~Copyable {
   var count: Int { byHandle.count }
 
   /// - Parameter mount: a detached clone whose root is the share's root.
-  init(root: FileHandle, mount: consuming OwnedDescriptor, seed: UInt64, capacity: Int = 32768) {
+  init(root: FileHandle, mount: consuming DetachedMount, seed: UInt64, capacity: Int = 32768) {
     self.mount = mount
     self.seed = seed
     self.capacity = capacity
