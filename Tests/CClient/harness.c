@@ -39,6 +39,11 @@ bool check_text(const char *is, const char *wanted, const char *text,
 	return !strcmp(is, wanted);
 }
 
+bool checks_failed(void)
+{
+	return failures != 0;
+}
+
 int run_tests(const struct test *tests, size_t count, int argc, char **argv)
 {
 	int failed = 0;

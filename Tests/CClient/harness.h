@@ -40,6 +40,9 @@ struct test {
 };
 #define TEST(function) { #function, function }
 
+/* True if a CHECK of this test has failed. */
+bool checks_failed(void);
+
 /* Runs the tests whose name holds argv[1], if given; the exit status. */
 int run_tests(const struct test *tests, size_t count, int argc, char **argv);
 
