@@ -163,13 +163,9 @@ static void deaf_script(int fd, unsigned int connection, void *argument)
 static void send_many(struct hostwatch *h)
 {
 	static const struct hw_node nodes[250];
-	static struct hw_register_entry entries[2500];
-	static int fds[2500];
+	static const struct hw_register_entry entries[2500];
+	static const int fds[2500]; /* standard input will do */
 
-	for (int i = 0; i < 2500; i++) {
-		entries[i].nodeid = 2;
-		fds[i] = 1;
-	}
 	for (int i = 0; i < 200; i++)
 		CHECK_INT(hostwatch_forget(h, nodes, 250), 0);
 	for (int i = 0; i < 4; i++)
@@ -196,18 +192,35 @@ static void back_pressure(void)
 	fake_stop(&fake);
 }
 
+static void *send_in_thread(void *argument)
+{
+	send_many(argument);
+	return NULL;
+}
+
+static void many_senders(void)
+{
+	struct fake fake;
+	struct hostwatch *h;
+	pthread_t ids[3];
+
+	fake_start(&fake, 1, deaf_script, NULL);
+	h = open_client(&fake);
+	for (int i = 0; i < 3; i++)
+		pthread_create(&ids[i], NULL, send_in_thread, h);
+	for (int i = 0; i < 3; i++)
+		pthread_join(ids[i], NULL);
+	CHECK_INT(hostwatch_sync(h), 0);
+	hostwatch_close(h);
+	fake_stop(&fake);
+}
+
 static void *read_one(void *argument)
 {
 	struct hostwatch_event event;
 
 	CHECK_INT(hostwatch_next(argument, &event, -1), 1);
 	CHECK_INT(event.sequence, 1);
-	return NULL;
-}
-
-static void *send_in_thread(void *argument)
-{
-	send_many(argument);
 	return NULL;
 }
 
@@ -245,12 +258,50 @@ static void reader_leaves(void)
 	sem_destroy(&blocked);
 }
 
-/* The end of a connection, and everybody wakes. */
+/* hostwatch_next() keeps its time limit while another thread reads. */
+static void silent_script(int fd, unsigned int connection, void *asked)
+{
+	struct packet packet;
+
+	(void)connection;
+	fake_grant(fd);
+	fake_expect(fd, &packet, 5);
+	sem_post(asked);
+	fake_until_hang_up(fd);
+}
 
 static void *wait_for_sync(void *argument)
 {
 	return (void *)(intptr_t)hostwatch_sync(argument);
 }
+
+static void limit_while_another_reads(void)
+{
+	sem_t asked;
+	struct fake fake;
+	struct hostwatch *h;
+	struct hostwatch_event event;
+	pthread_t waiter;
+	long long start;
+
+	sem_init(&asked, 0, 0);
+	fake_start(&fake, 1, silent_script, &asked);
+	h = open_client(&fake);
+	pthread_create(&waiter, NULL, wait_for_sync, h);
+	sem_wait(&asked);
+	usleep(10000); /* for it to lead; right in any case */
+	start = now_ms();
+	CHECK_INT(hostwatch_next(h, &event, 50), 0);
+	CHECK(now_ms() - start >= 50);
+	CHECK_INT(hostwatch_next(h, &event, 0), 0);
+	hostwatch_shutdown(h);
+	pthread_join(waiter, NULL);
+	hostwatch_close(h);
+	fake_stop(&fake);
+	sem_destroy(&asked);
+}
+
+/* The end of a connection, and everybody wakes. */
 
 static void *wait_for_end(void *argument)
 {
@@ -374,7 +425,9 @@ int main(int argc, char **argv)
 		TEST(storm),
 		TEST(nobody_reads_events),
 		TEST(back_pressure),
+		TEST(many_senders),
 		TEST(reader_leaves),
+		TEST(limit_while_another_reads),
 		TEST(hang_up_wakes_all),
 		TEST(shutdown_wakes_all),
 	};
