@@ -11,8 +11,9 @@
  * Threads. Every function may be called from any thread at any time, with two
  * exceptions: only one thread at a time may be in hostwatch_next() for a
  * handle, and hostwatch_close() needs that no other call is under way. Threads
- * may register while another waits for events: whoever waits reads the socket
- * for all, so the library starts no thread. Threads must not be cancelled
+ * may register while another waits for events, or works on one: whoever waits
+ * reads the socket for all, so the library starts no thread, and a thread that
+ * is held up in a cache invalidation holds up no registration. Threads must not be cancelled
  * (pthread_cancel) inside a call, and after fork() only the parent may use a
  * handle.
  *
