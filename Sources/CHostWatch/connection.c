@@ -291,17 +291,17 @@ bool hwc_await_event(struct hostwatch *h, int64_t deadline)
 /* Sending. */
 
 /* Waits for room in the socket, or, with room false, for a reply. */
-static void await_room(struct hostwatch *h, bool room)
+static void await_room(struct hostwatch *h, bool room, int64_t deadline)
 {
 	struct pollfd fds[2] = { { .fd = h->kick, .events = POLLIN },
 				 { .fd = h->socket, .events = POLLOUT } };
 
 	if (!h->leading) {
-		lead(h, room ? POLLOUT : 0, false, HWC_FOREVER);
+		lead(h, room ? POLLOUT : 0, false, deadline);
 		return;
 	}
 	h->sender_polls = true;
-	poll_unlocked(h, fds, room ? 2 : 1, HWC_FOREVER);
+	poll_unlocked(h, fds, room ? 2 : 1, deadline);
 	h->sender_polls = false;
 	clear_eventfd(h->kick);
 }
@@ -347,7 +347,7 @@ static int send_packet(struct hostwatch *h, struct iovec parts[2],
 static int send_waiting(struct hostwatch *h, struct iovec parts[2],
 			const int *fds, size_t count, uint64_t connection)
 {
-	for (;;) {
+	for (int tries = 0;; tries++) {
 		int r;
 
 		if (h->state == HWC_DOWN || h->connection != connection)
@@ -358,11 +358,14 @@ static int send_waiting(struct hostwatch *h, struct iovec parts[2],
 		if (r == -EPIPE || r == -ECONNRESET)
 			drain(h);
 		else if (r == -EAGAIN)
-			await_room(h, true);
+			await_room(h, true, HWC_FOREVER);
 		else if (r == -ETOOMANYREFS && h->waiters)
-			/* Too many descriptors are on their way: the daemon
-			 * must take some first. */
-			await_room(h, false);
+			/* This user has too many descriptors on their way: the
+			 * daemon must take some of ours first. */
+			await_room(h, false, HWC_FOREVER);
+		else if (r == -ETOOMANYREFS && tries < 100)
+			/* They are other connections' descriptors. */
+			await_room(h, false, hwc_deadline(10));
 		else
 			return hwc_error(r, "sending to hostwatchd: %s",
 					 strerror(-r));
