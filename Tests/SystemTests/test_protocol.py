@@ -590,11 +590,13 @@ class Rights(ProtocolTest):
         other = self.peer(uid=65533)
         other.init(fd=fd)
         clients[0].close()
-        for _ in range(200):  # the hang-up and the next INIT race
+        for _ in range(200):  # the hang-up and the next connection race
+            again = self.peer()
             try:
-                self.peer().init(fd=fd)
+                again.init(fd=fd)
                 break
-            except Refused:
+            except (Refused, HungUp, BrokenPipeError):
+                again.close()
                 other.sync()
         else:
             self.fail("the place of a session that ended stays taken")
