@@ -240,7 +240,10 @@ final class Reconciler {
       remote.mask = EventMask.rename.union(directoryBit)
       remote.newDirectory = segment.handle(event.newDirectory)
       remote.newName = segment.name(event.newName, event.newNameSize)
-      if replacesSomething(at: index) { remote.flags = UInt32(HW_REPLACED) }
+      if let victim = replaced(at: index) {
+        remote.flags = UInt32(HW_REPLACED)
+        remote.replaced = victim
+      }
       return emit(remote)
     }
     let changes = mask.subtracting(EventMask.namespace.union(.isDirectory))
@@ -289,25 +292,25 @@ final class Reconciler {
     }
   }
 
-  /// Whether the record after a RENAME is its victim's: the same process, an
-  /// object that lost a link, and nothing in the window about that object under
+  /// What a RENAME removed, if the record after it is about that: the same process,
+  /// an object that lost a link, and nothing in the window about that object under
   /// another name, as it would be if the link count were a link's or unlink's.
-  private func replacesSomething(at index: Int) -> Bool {
-    guard index + 1 < events.count else { return false }
+  private func replaced(at index: Int) -> HandleView? {
+    guard index + 1 < events.count else { return nil }
     let (rename, victim) = (events[index], events[index + 1])
     guard victim.pid == rename.pid, !victim.events.isDisjoint(with: [.attrib, .deleteSelf]),
       victim.events.isDisjoint(with: .namespace),
       isSelfEvent(victim, segments[Int(victim.segment)]),
       let lost = object(victim), let moved = object(rename), moved != lost,
       let directory = segments[Int(rename.segment)].handle(rename.newDirectory)
-    else { return false }
+    else { return nil }
     let segment = segments[Int(rename.segment)]
     let entry = entryHash(directory, segment.name(rename.newName, rename.newNameSize))
     var isElsewhere = false
     window.forEachTouch(of: window.object(lost.hash(seed: seed), event: UInt32(index + 1))) {
       if $0.entry != entry { isElsewhere = true }
     }
-    return !isElsewhere
+    return isElsewhere ? nil : lost
   }
 
   private func object(_ event: KernelEvent) -> HandleView? {

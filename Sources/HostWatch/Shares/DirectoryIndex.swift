@@ -96,6 +96,14 @@ struct DirectoryIndex: ~Copyable {
     if movedIn { movedInEpoch += 1 }
   }
 
+  /// A directory has been removed from `parent`: if it is not known yet it is
+  /// entered, since its last record is still to come and the filesystem
+  /// cannot be asked any more.
+  mutating func note(_ directory: HandleView, in parent: UInt32) {
+    guard find(directory) == 0 else { return }
+    setParent(insert(FileHandle(directory), keep: parent), parent)
+  }
+
   /// A directory has gone to where this share is not.
   mutating func placeOutside(_ directory: HandleView) {
     let index = find(directory)
