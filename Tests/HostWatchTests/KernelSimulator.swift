@@ -101,9 +101,10 @@ final class KernelSimulator: Namespace {
     }
     entries[entry] = nil
     inodes[number]?.links -= 1
+    // d_delete_notify(): the inode's end comes before the name's.
     if !inode.isDirectory { pushSelf(0x4, pid, number) }
-    push(0x200, pid, number, entry, inode.isDirectory)
     bury(number, pid)
+    push(0x200, pid, number, entry, inode.isDirectory)
   }
 
   func rename(_ from: Entry, _ to: Entry, pid: Int32) {

@@ -84,6 +84,7 @@ struct History {
     // SYNC: the queue is read to its end, and nothing else happens.
     simulator.releaseAll(pid: 1)
     _ = try read(all: true)
+    reconciler.releaseDeaths()
   }
 
   /// Reads all of the queue, or a part; operations may happen between the

@@ -54,7 +54,9 @@ protocol Namespace: AnyObject {
 /// the same state.
 ///
 /// DELETE_SELF, and what is OR-ed with it, waits for the window's end, so that
-/// it is an object's last record.
+/// it is an object's last record. The kernel queues it just before the DELETE
+/// that goes with it; where that is not in the window, the death is held for a
+/// moment longer.
 ///
 /// It refuses nothing; it allocates only when a window is larger than any
 /// before, or when something has to be looked up.
@@ -72,8 +74,22 @@ final class Reconciler {
   private(set) var events: [KernelEvent] = []
   private var spare: [EventSegment] = []
   private var window = ReconcilerWindow()
-  /// Events whose DELETE_SELF waits.
+  /// Events whose DELETE_SELF waits for the window's end.
   private var deaths: [Int] = []
+  private struct HeldDeath {
+    var object: FileHandle
+    var mask: EventMask
+    var pid: Int32
+    /// The windows' clock when it was read.
+    var since: UInt32
+  }
+  /// Deaths whose DELETE may still come.
+  private var held: [HeldDeath] = []
+  /// Milliseconds on CLOCK_MONOTONIC, set before each read.
+  var now: UInt32 = 0
+  /// How long a DELETE is waited for. The kernel queues it a few instructions
+  /// after the DELETE_SELF.
+  static let deathMilliseconds: UInt32 = 10
   /// Up to here the events have been passed on.
   private var emitted = 0
   /// (events up to here are closed, once so many have been read).
@@ -142,8 +158,18 @@ final class Reconciler {
   func close() {
     passOn()
     settle()
+    emitHeld()
     emitDeaths(before: events.count)
     reset()
+  }
+
+  var isHoldingDeaths: Bool { !held.isEmpty }
+
+  /// Passes on the deaths whose DELETE did not come: the names had gone before.
+  func releaseDeaths() {
+    let all = held
+    held = []
+    for death in all { emit(death) }
   }
 
   /// The queue held `remaining` records after the last read.
@@ -310,7 +336,10 @@ final class Reconciler {
     window.forEachTouch(of: window.object(lost.hash(seed: seed), event: UInt32(index + 1))) {
       if $0.entry != entry { isElsewhere = true }
     }
-    return isElsewhere ? nil : lost
+    guard !isElsewhere else { return nil }
+    window.flag(
+      window.object(lost.hash(seed: seed), event: UInt32(index + 1)), .displaced)
+    return lost
   }
 
   private func object(_ event: KernelEvent) -> HandleView? {
@@ -325,14 +354,45 @@ final class Reconciler {
         continue
       }
       let event = events[index]
-      let segment = segments[Int(event.segment)]
-      var remote = RemoteEvent(
-        mask: event.events.subtracting(.namespace), pid: event.pid, object: object(event),
-        directory: segment.handle(event.directory), name: segment.name(event.name, event.nameSize))
-      if remote.name.isDot { remote.name = .none }
-      emit(remote)
+      guard let object = object(event) else { continue }
+      let death = HeldDeath(
+        object: FileHandle(object), mask: event.events.subtracting(.namespace), pid: event.pid,
+        since: now)
+      if isNameless(object, event: index) { emit(death) } else { held.append(death) }
     }
     deaths = kept
+  }
+
+  /// Whether the window has the record that took the object's name away.
+  private func isNameless(_ handle: HandleView, event: Int) -> Bool {
+    window.hasLostName(window.object(handle.hash(seed: seed), event: UInt32(event)))
+  }
+
+  /// Passes on the deaths of earlier windows whose DELETE is in this one, or
+  /// does not come.
+  private func emitHeld() {
+    guard !held.isEmpty else { return }
+    let all = held
+    held = []
+    for death in all {
+      let object = window.find(death.object.withView { $0.hash(seed: seed) })
+      let isNameless = object.map { window.hasLostName($0) } ?? false
+      if isNameless || now &- death.since >= Self.deathMilliseconds {
+        emit(death)
+      } else {
+        held.append(death)
+      }
+    }
+  }
+
+  /// Of a directory it is an event on the directory itself.
+  private func emit(_ death: HeldDeath) {
+    death.object.withView { view in
+      emit(
+        RemoteEvent(
+          mask: death.mask, pid: death.pid, object: view,
+          directory: death.mask.contains(.isDirectory) ? view : nil))
+    }
   }
 
   // MARK: Windows

@@ -17,6 +17,8 @@ struct ReconcilerWindow: ~Copyable {
     /// Something was added since it was settled last.
     static let dirty = ObjectFlags(rawValue: 16)
     static let listed = ObjectFlags(rawValue: 32)
+    /// A rename is known to have removed it.
+    static let displaced = ObjectFlags(rawValue: 64)
   }
 
   struct Object: BitwiseCopyable {
@@ -119,6 +121,24 @@ struct ReconcilerWindow: ~Copyable {
       body(touches[Int(index)])
       index = touches[Int(index)].next
     }
+  }
+
+  /// The object's index if there is one.
+  func find(_ hash: UInt64) -> Int? {
+    var position = Int(truncatingIfNeeded: hash >> 7) & (table.count - 1)
+    while table[position] != 0 {
+      let index = Int(table[position]) - 1
+      if objects[index].hash == hash { return index }
+      position = (position + 1) & (table.count - 1)
+    }
+    return nil
+  }
+
+  /// Whether a record of the window took away the name that the object had last.
+  func hasLostName(_ object: Int) -> Bool {
+    let last = objects[object].last
+    return objects[object].flags.contains(.displaced)
+      || (last >= 0 && !touches[Int(last)].sets)
   }
 
   /// Whether the object died without a record that took it from where its

@@ -132,7 +132,7 @@ import CHostWatch
     if index == 0 && role == .object { unregistered[place(hash)] = max(1, now) }
     while index != 0 {
       let entry = nodes.registration(index)
-      if let state = unsafe states[Int(entry.session)] {
+      if !entry.isDead, let state = unsafe states[Int(entry.session)] {
         if unsafe state.pointee.stamp != stamp {
           unsafe state.pointee.stamp = stamp
           unsafe (state.pointee.directory, state.pointee.object) = (0, 0)
@@ -178,25 +178,28 @@ import CHostWatch
       if directory == 0 { record.flags |= UInt32(HW_MOVED_IN) }
       if newDirectory == 0 { record.flags |= UInt32(HW_MOVED_OUT) }
     }
-    unsafe send(&record, event, origin, EventMask(rawValue: UInt64(interest)), to: state, slot)
+    let sent = unsafe send(
+      &record, event, origin, EventMask(rawValue: UInt64(interest)), to: state, slot)
+    if sent.contains(.deleteSelf) && object != 0 { nodes.markDead(object) }
   }
 
-  /// Cuts the mask, leaves out echoes, and queues what is left.
+  /// Cuts the mask, leaves out echoes, queues what is left, and returns that.
   @inline(__always)
+  @discardableResult
   private func send(
     _ record: inout OutgoingRecord, _ event: RemoteEvent, _ origin: UInt64, _ interest: EventMask,
     path: [UInt8]? = nil, newPath: [UInt8]? = nil,
     to state: UnsafeMutablePointer<SessionState>, _ slot: UInt32
-  ) {
+  ) -> EventMask {
     if record.flags & UInt32(HW_RECHECK) == 0 {
       let wanted = unsafe event.mask.intersection(interest).intersection(state.pointee.events)
-      guard !wanted.isEmpty else { return }
+      guard !wanted.isEmpty else { return [] }
       record.mask = wanted.union(event.mask.intersection(.isDirectory))
     }
     if unsafe state.pointee.has(UInt32(HW_SUPPRESS_ECHO)), event.pid != 0,
       unsafe event.pid == state.pointee.ownPID
     {
-      return
+      return []
     }
     record.origin = origin
     record.pid = unsafe state.pointee.has(UInt32(HW_WANT_PID)) ? event.pid : 0
@@ -207,6 +210,7 @@ import CHostWatch
     } else if !wasLosing {
       losing.append(slot)
     }
+    return record.mask
   }
 
   /// Tells one NODES session to look at one of its nodes again, or that it is
@@ -226,6 +230,7 @@ import CHostWatch
     let written = unsafe RecordEncoder.write(
       OutgoingRecord(mask: mask, flags: flags, node: entry.id.value), to: &state.pointee)
     if written { delivered += 1 } else { losing.append(slot) }
+    if written && mask.contains(.deleteSelf) { nodes.markDead(index) }
     return written
   }
 

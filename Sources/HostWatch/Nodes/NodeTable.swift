@@ -19,8 +19,11 @@ struct NodeTable: ~Copyable {
     var next: UInt32
     /// The session's slot.
     var session: UInt32
-    /// An EventMask; its bits all lie in the lower half.
+    /// An EventMask; its bits all lie in the lower half. `deadBit` is none of them.
     var interest: UInt32
+
+    /// The session has been told DELETE_SELF, the last it hears of the object.
+    var isDead: Bool { interest & NodeTable.deadBit != 0 }
   }
 
   /// `NodeID` as plain memory.
@@ -44,6 +47,7 @@ struct NodeTable: ~Copyable {
 
   private static let inlineHandleSize = 24
   static let noSession = UInt32.max
+  static let deadBit: UInt32 = 1 << 31
 
   private var objects = Slab<Object>()
   private var registrations = Slab<Registration>()
@@ -106,7 +110,13 @@ struct NodeTable: ~Copyable {
   }
 
   mutating func setInterest(_ index: UInt32, _ interest: EventMask) {
-    registrations[index].interest = UInt32(truncatingIfNeeded: interest.rawValue)
+    let dead = registrations[index].interest & NodeTable.deadBit
+    registrations[index].interest = UInt32(truncatingIfNeeded: interest.rawValue) | dead
+  }
+
+  /// From here on nothing more is said of the object to its session.
+  mutating func markDead(_ index: UInt32) {
+    registrations[index].interest |= NodeTable.deadBit
   }
 
   mutating func setID(_ index: UInt32, _ id: NodeID) {

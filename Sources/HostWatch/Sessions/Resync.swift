@@ -77,6 +77,7 @@ extension Session {
     if isTree {
       reply(
         ReplyBuilder.resynced(sequence: unsafe state.pointee.sequence, checked: 0, reported: 0))
+      if let filesystem { answerSyncs(filesystem.recordsRead) }
       flush()
       return
     }

@@ -20,6 +20,7 @@ final class WatchedFilesystem {
   private var group: FanotifyGroup
   private var source: (any LoopSource)?
   private var timer: (any LoopTimer)?
+  private var deathTimer: (any LoopTimer)?
   /// st_dev values known to be this superblock's (btrfs has one per subvolume).
   private var knownDevices: Set<UInt64>
 
@@ -95,13 +96,15 @@ final class WatchedFilesystem {
       [unowned self] _ in becameReadable()
     }
     timer = try loop.timer(priority: .kernel) { [unowned self] in waitEnded() }
+    deathTimer = try loop.timer(priority: .kernel) { [unowned self] in drain() }
   }
 
   /// Stops reading; the group is closed with the object.
   func stop() {
     source?.cancel()
     timer?.cancel()
-    (source, timer) = (nil, nil)
+    deathTimer?.cancel()
+    (source, timer, deathTimer) = (nil, nil, nil)
   }
 
   var mask: EventMask { group.mask }
@@ -201,6 +204,7 @@ final class WatchedFilesystem {
   /// came of it.
   func drain() {
     router.now = UInt32(truncatingIfNeeded: Syscall.monotonicMicroseconds() / 1000)
+    reconciler.now = router.now
     let emptyBefore = lastEmpty
     do {
       for _ in 0..<Self.readsPerTurn {
@@ -212,8 +216,19 @@ final class WatchedFilesystem {
     lastDrain = Syscall.monotonicMicroseconds()
     for slot in router.takeLosing() { sessions[slot]?.losingSince = emptyBefore }
     if hasOverflowed { lose(since: emptyBefore) }
+    if reconciler.isHoldingDeaths { holdDeaths() }
     answerSyncs()
     flush()
+  }
+
+  /// A SYNC is answered after all that was complete, so it does not let a
+  /// death wait; otherwise a moment is enough for its DELETE to come.
+  private func holdDeaths() {
+    if syncing.isEmpty {
+      deathTimer?.arm(afterMicroseconds: UInt64(Reconciler.deathMilliseconds) * 1000)
+    } else {
+      reconciler.releaseDeaths()
+    }
   }
 
   private enum ReadFailure: Error, CustomStringConvertible {
