@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""hostwatchd as a command: options, exit codes, its own socket, signals.
-
-HOSTWATCHD names the binary; the default is the debug build. Needs root.
-"""
+"""hostwatchd as a command: options, exit codes, its own socket, signals."""
 
 import os
 import pathlib
@@ -13,7 +10,6 @@ import socket
 import stat
 import subprocess
 import tempfile
-import threading
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -117,58 +113,6 @@ class OwnSocket(CommandLineTest):
         self.serve()
         self.assertEqual(stat.S_IMODE(os.stat(self.socket).st_mode), 0o606)
 
-    def test_a_second_daemon_says_who_serves(self):
-        daemon = self.serve()
-        done = self.run_to_the_end("--config", self.config, "--socket", self.socket)
-        self.assertEqual(done.returncode, 69)
-        message = f"another hostwatchd serves {self.socket} (pid {daemon.pid})"
-        self.assertIn(message, done.stderr)
-        self.assertTrue(self.connects())
-
-    def test_what_a_killed_daemon_left_is_taken_over(self):
-        daemon = self.serve()
-        daemon.kill()
-        daemon.wait()
-        self.assertTrue(self.socket.exists())
-        self.assertFalse(self.connects())
-        self.serve()
-        self.assertTrue(self.connects())
-
-    def test_of_many_at_once_one_serves(self):
-        for _ in range(5):
-            daemons = [
-                subprocess.Popen(
-                    [DAEMON, "--config", self.config, "--socket", self.socket],
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-                for _ in range(8)
-            ]
-            self.daemons += daemons
-            # The losers end by themselves; the winner is asked to.
-            said = [None] * len(daemons)
-
-            def read(index):
-                said[index] = next(line for line in daemons[index].stderr if "serves" in line)
-
-            threads = [threading.Thread(target=read, args=[i]) for i in range(len(daemons))]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(20)
-            winners = [i for i, line in enumerate(said) if "another hostwatchd" not in line]
-            self.assertEqual(len(winners), 1, said)
-            self.assertTrue(self.connects())
-            daemons[winners[0]].kill()  # leaves a stale socket to the next round
-            codes = sorted(daemon.wait(10) for daemon in daemons)
-            self.assertEqual(codes, [-signal.SIGKILL] + [69] * 7)
-
-    def test_a_file_is_not_replaced(self):
-        self.socket.write_text("precious")
-        done = self.run_to_the_end("--config", self.config, "--socket", self.socket)
-        self.assertEqual(done.returncode, 78)
-        self.assertEqual(self.socket.read_text(), "precious")
-
     def test_another_ones_socket_is_not_removed(self):
         daemon = self.serve()
         self.socket.unlink()
@@ -220,7 +164,3 @@ class Process(CommandLineTest):
         done = self.run_to_the_end("--config", self.config, "--log-target", "stderr")
         self.assertEqual(len(done.stderr.splitlines()), 1)
         self.assertIn("a\\n<0>forged", done.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main(verbosity=1)
