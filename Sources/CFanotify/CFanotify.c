@@ -17,6 +17,11 @@ static int checked(long result)
 	return result < 0 ? -errno : (int)result;
 }
 
+const char *hw_error_name(int code)
+{
+	return strerrorname_np(code);
+}
+
 int hw_fanotify_init(unsigned int flags, unsigned int event_flags)
 {
 	return checked(fanotify_init(flags, event_flags));

@@ -49,7 +49,7 @@ final class Daemon {
     if let shortfall = queue.shortfall {
       diagnostics.log(Diagnostic(.queueSizeLimited, .warning, shortfall))
     }
-    hub = try Hub(loop: loop, limits: configuration.limits, queueEvents: queue.effective) {
+    hub = try Hub(loop: loop, limits: configuration.limits) {
       diagnostics.log($0)
     }
     try diagnostics.attach(to: loop)

@@ -9,10 +9,6 @@
 #ifndef CFANOTIFY_H
 #define CFANOTIFY_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -38,6 +34,23 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+/*
+ * This header must not define _GNU_SOURCE: the system's types would then differ
+ * from those that Swift's Glibc module and libsystemd's have. What only
+ * _GNU_SOURCE shows is named here.
+ */
+#ifndef O_PATH
+#define O_PATH 010000000 /* Linux 2.6.39 */
+#endif
+#ifndef AT_EMPTY_PATH
+#define AT_EMPTY_PATH 0x1000 /* Linux 2.6.39 */
+#endif
+#ifndef O_LARGEFILE
+#define O_LARGEFILE 0 /* what it is where off_t has 64 bits */
+#endif
+/* strerrorname_np(3): glibc 2.32. */
+const char *hw_error_name(int code);
 
 /* The group every filesystem gets (FAN_REPORT_TARGET_FID: Linux 5.17). */
 enum { hw_group_flags = FAN_CLASS_NOTIF | FAN_REPORT_DFID_NAME_TARGET |

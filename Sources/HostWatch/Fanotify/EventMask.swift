@@ -1,7 +1,7 @@
 import CHostWatch
 
 /// A set of events, in fsnotify's values (`hostwatch_protocol.h`).
-public struct EventMask: OptionSet, Sendable, Hashable {
+public struct EventMask: OptionSet, Sendable, Hashable, BitwiseCopyable {
   public let rawValue: UInt64
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
 

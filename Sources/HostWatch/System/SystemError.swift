@@ -25,7 +25,7 @@ public struct SystemError: Error, Sendable, Equatable, CustomStringConvertible {
 
   /// The constant's name, as strerrorname_np(3) gives it: `"ENOENT"`.
   public static func name(_ code: Int32) -> String {
-    guard let name = unsafe strerrorname_np(code) else { return "errno \(code)" }
+    guard let name = unsafe hw_error_name(code) else { return "errno \(code)" }
     return unsafe String(cString: name)
   }
 }

@@ -78,8 +78,8 @@ enum ProcessSetup {
   /// is meant for programs that use select(2).
   private static func raiseDescriptorLimit() {
     var limit = rlimit()
-    guard unsafe getrlimit(RLIMIT_NOFILE, &limit) == 0 else { return }
+    guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
     limit.rlim_cur = limit.rlim_max
-    _ = unsafe setrlimit(RLIMIT_NOFILE, &limit)
+    _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
   }
 }

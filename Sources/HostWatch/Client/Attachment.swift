@@ -1,0 +1,109 @@
+import CFanotify
+import CHostWatch
+
+extension HostWatchClient {
+  /// What a session is to watch and how: the INIT message.
+  public struct Attachment: Sendable {
+    public enum Root: Sendable, Hashable {
+      /// A share of the daemon's configuration.
+      case share(String)
+      /// An open descriptor of the root directory, which the caller keeps.
+      case directory(Int32)
+    }
+
+    public enum Mode: UInt16, Sendable {
+      /// Events about what is registered, in the server's own identities.
+      case nodes = 1
+      /// Events about everything below the root; nodeid is the inode number.
+      case tree = 2
+    }
+
+    public var root: Root
+    public var mode: Mode
+    public var options: Options
+    public var events: EventMask
+    /// The longest time the daemon may hold events back to batch them; 0
+    /// means to send at once.
+    public var maxDelayMicroseconds: UInt32 = 1000
+    /// The largest packet to be sent, in bytes; 0 is the protocol's default.
+    public var maxPacketBytes: UInt32 = 0
+    /// What the daemon may queue for this client, in bytes; 0 is its default.
+    public var queueLimitBytes: UInt32 = 0
+    /// With `.suppressEcho`: whose changes are left out; 0 is this process.
+    public var echoProcess: UInt32 = 0
+
+    public init(
+      _ root: Root, mode: Mode = .nodes, options: Options = [],
+      events: EventMask = .defaultEvents
+    ) {
+      self.root = root
+      self.mode = mode
+      self.options = options
+      self.events = events
+    }
+  }
+
+  /// Options of a session (`hw_init.options`).
+  public struct Options: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt32
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+    /// Leave out what this server did itself.
+    public static let suppressEcho = Options(rawValue: UInt32(HW_SUPPRESS_ECHO))
+    /// A node starts with no interest; `setInterest` sets it.
+    public static let explicitInterest = Options(rawValue: UInt32(HW_EXPLICIT_INTEREST))
+    /// Tell who made a change. Granted to privileged peers only.
+    public static let wantPID = Options(rawValue: UInt32(HW_WANT_PID))
+    /// Give paths below the root, in TREE mode.
+    public static let wantPath = Options(rawValue: UInt32(HW_WANT_PATH))
+  }
+
+  /// An object to be registered.
+  public struct Registration: Sendable, Hashable {
+    /// The server's own identity of it; neither `.none` nor `.root`.
+    public var node: NodeID
+    /// An open descriptor of the object, which the caller keeps; it must stay
+    /// open until `register` returns. O_PATH is enough for uid 0, others pass
+    /// one that is open for reading.
+    public var descriptor: Int32
+    /// What to report about it; empty means the session's events (or nothing,
+    /// with `.explicitInterest`).
+    public var interest: EventMask
+    /// The ctime that the server knows, or the last moment at which it knew
+    /// its cache to be right; a later change gives a `.recheck` record. `.none`
+    /// means that nothing is to be checked.
+    public var since: Moment
+
+    public init(
+      _ node: NodeID, descriptor: Int32, interest: EventMask = [], since: Moment = .none
+    ) {
+      self.node = node
+      self.descriptor = descriptor
+      self.interest = interest
+      self.since = since
+    }
+  }
+
+  /// A time on CLOCK_REALTIME, as filesystems stamp their inodes.
+  public struct Moment: Sendable, Hashable {
+    public var seconds: Int64
+    public var nanoseconds: UInt32
+
+    public init(seconds: Int64, nanoseconds: UInt32) {
+      self.seconds = seconds
+      self.nanoseconds = nanoseconds
+    }
+
+    public static let none = Moment(seconds: 0, nanoseconds: 0)
+
+    /// The present, such that every change from now on has a later ctime:
+    /// CLOCK_REALTIME_COARSE, which stamps inodes, less one nanosecond.
+    public static func now() -> Moment {
+      var now = timespec()
+      _ = unsafe clock_gettime(CLOCK_REALTIME_COARSE, &now)
+      return now.tv_nsec > 0
+        ? Moment(seconds: Int64(now.tv_sec), nanoseconds: UInt32(now.tv_nsec - 1))
+        : Moment(seconds: Int64(now.tv_sec) - 1, nanoseconds: 999_999_999)
+    }
+  }
+}

@@ -1,0 +1,259 @@
+import Glibc
+import Synchronization
+
+/// What a `HostWatchClient` and its reading thread share.
+///
+/// In: the packets of one connection after the other. Out: events to whoever
+/// iterates, replies to whoever asked. It holds that an event is given once and
+/// in order, that every request ends with a reply or a failure, and that the
+/// buffer is bounded. No continuation is resumed under the lock.
+final class ClientCore: Sendable {
+  typealias Client = HostWatchClient
+  typealias Failure = HostWatchClient.Failure
+
+  enum Phase {
+    case disconnected
+    /// INIT is under way.
+    case connecting
+    case connected
+    case closed
+  }
+
+  struct Pending {
+    let type: UInt16
+    let continuation: CheckedContinuation<Result<Client.Reply, Failure>, Never>
+  }
+
+  struct Waiter {
+    let id: UInt64
+    let continuation: CheckedContinuation<Client.Event?, Never>
+  }
+
+  struct State {
+    var phase = Phase.disconnected
+    /// Counts connections, so that the thread of an old one changes nothing.
+    var epoch: UInt64 = 0
+    var connection: Client.Connection?
+    var session: Client.Session?
+    var pending: [UInt64: Pending] = [:]
+    var buffer = EventBuffer()
+    var hardLimitBytes = Int.max
+    var waiters: [Waiter] = []
+    var readerWaits = false
+  }
+
+  private let attachment: Client.Attachment
+  // The attachment's own root directory, or -1. Closed in deinit.
+  private let directory: Int32
+  let bufferLimitBytes: Int
+  private let connecting: @Sendable () throws(Failure) -> Client.Connection
+  let state = Mutex(State())
+  let room = ThreadSemaphore()
+  private let lastWaiter = Atomic<UInt64>(0)
+
+  init(
+    _ attachment: Client.Attachment, _ bufferLimitBytes: Int,
+    _ connecting: @escaping @Sendable () throws(Failure) -> Client.Connection
+  ) throws(Failure) {
+    precondition(bufferLimitBytes > 0, "a buffer needs room")
+    var own = attachment
+    if case .directory(let descriptor) = attachment.root {
+      directory = fcntl(descriptor, F_DUPFD_CLOEXEC, 0)
+      guard directory >= 0 else { throw .system(SystemError("fcntl(F_DUPFD_CLOEXEC)", errno)) }
+      own.root = .directory(directory)
+    } else {
+      directory = -1
+    }
+    self.attachment = own
+    self.bufferLimitBytes = bufferLimitBytes
+    self.connecting = connecting
+  }
+
+  deinit {
+    if directory >= 0 { _ = Glibc.close(directory) }
+  }
+
+  var session: Client.Session? { state.withLock { $0.session } }
+
+  // MARK: Connecting
+
+  func connect() async throws(Failure) -> Client.Session {
+    let epoch = try begin()
+    do throws(Failure) {
+      let connection = try connecting()
+      let current = state.withLock { state in
+        guard state.epoch == epoch, state.phase == .connecting else { return false }
+        state.connection = connection
+        return true
+      }
+      guard current else { throw Failure.disconnected }
+      try startReader(connection, epoch)
+      guard case .session(let session) = try await perform(.attach(attachment)) else {
+        throw Failure.unexpectedReply
+      }
+      return session
+    } catch {
+      abandon(epoch)
+      throw error
+    }
+  }
+
+  private func begin() throws(Failure) -> UInt64 {
+    let result: Result<UInt64, Failure> = state.withLock { state in
+      switch state.phase {
+      case .connecting, .connected: return .failure(.system(SystemError("connect", EISCONN)))
+      case .closed: return .failure(.system(SystemError("connect", EBADF)))
+      case .disconnected:
+        state.phase = .connecting
+        state.epoch += 1
+        return .success(state.epoch)
+      }
+    }
+    return try result.get()
+  }
+
+  private func startReader(_ connection: Client.Connection, _ epoch: UInt64) throws(Failure) {
+    do throws(SystemError) {
+      try ReaderThread.start { self.read(connection, epoch) }
+    } catch {
+      throw .system(error)
+    }
+  }
+
+  /// Undoes an attempt to connect that failed, without an event.
+  private func abandon(_ epoch: UInt64) {
+    let (connection, waiters) = state.withLock { state -> (Client.Connection?, [Waiter]) in
+      guard state.epoch == epoch, state.phase == .connecting else { return (nil, []) }
+      state.phase = .disconnected
+      defer { (state.connection, state.waiters) = (nil, []) }
+      return (state.connection, state.waiters)
+    }
+    connection?.shutDown()
+    for waiter in waiters { waiter.continuation.resume(returning: nil) }
+  }
+
+  func close() {
+    let (connection, pending, waiters) = state.withLock { state in
+      defer {
+        state.phase = .closed
+        state.connection = nil
+        state.pending = [:]
+        state.waiters = []
+      }
+      return (state.connection, state.pending, state.waiters)
+    }
+    connection?.shutDown()
+    room.post()
+    for request in pending.values {
+      request.continuation.resume(returning: .failure(.disconnected))
+    }
+    for waiter in waiters { waiter.continuation.resume(returning: nil) }
+  }
+
+  // MARK: Requests
+
+  func perform(_ request: Client.Request) async throws(Failure) -> Client.Reply {
+    let result = await withCheckedContinuation { submit(request, $0) }
+    if case .success(.refused(let refusal)) = result { throw .refused(refusal) }
+    return try result.get()
+  }
+
+  private func submit(
+    _ request: Client.Request,
+    _ continuation: CheckedContinuation<Result<Client.Reply, Failure>, Never>
+  ) {
+    // INIT is what connects; everything else waits for its reply.
+    var phase = Phase.connected
+    if case .attach = request { phase = .connecting }
+    let connection = state.withLock { $0.phase == phase ? $0.connection : nil }
+    guard let connection else {
+      return continuation.resume(returning: .failure(.disconnected))
+    }
+    let unique = connection.nextUnique()
+    let (accepted, wake) = state.withLock { state -> (Bool, Bool) in
+      guard state.connection === connection else { return (false, false) }
+      state.pending[unique] = Pending(type: request.type, continuation: continuation)
+      defer { state.readerWaits = false }
+      return (true, state.readerWaits)
+    }
+    guard accepted else { return continuation.resume(returning: .failure(.disconnected)) }
+    // A reply may lie behind events, so from here on the reader reads.
+    if wake { room.post() }
+    do throws(Failure) {
+      try connection.send(request, unique: unique)
+    } catch {
+      state.withLock { $0.pending.removeValue(forKey: unique) }?
+        .continuation.resume(returning: .failure(error))
+    }
+  }
+
+  /// Sends a request that has no reply.
+  func post(_ request: Client.Request) throws(Failure) {
+    guard let connection = state.withLock({ $0.phase == .connected ? $0.connection : nil }) else {
+      throw .disconnected
+    }
+    try connection.send(request, unique: connection.nextUnique())
+  }
+
+  // MARK: Events
+
+  private enum Taken {
+    case event(Client.Event)
+    case end
+    case nothing
+  }
+
+  func next() async -> Client.Event? {
+    switch take() {
+    case .event(let event): return event
+    case .end: return nil
+    case .nothing: break
+    }
+    let id = lastWaiter.add(1, ordering: .relaxed).newValue
+    return await withTaskCancellationHandler {
+      await withCheckedContinuation { wait(Waiter(id: id, continuation: $0)) }
+    } onCancel: {
+      let waiter = state.withLock { state in
+        state.waiters.firstIndex { $0.id == id }.map { state.waiters.remove(at: $0) }
+      }
+      waiter?.continuation.resume(returning: nil)
+    }
+  }
+
+  private func wait(_ waiter: Waiter) {
+    let taken = state.withLock { state -> Taken in
+      // Whoever cancels looks for the waiter after it set this.
+      if Task.isCancelled { return .end }
+      let taken = take(&state)
+      if case .nothing = taken { state.waiters.append(waiter) }
+      return taken
+    }
+    switch taken {
+    case .event(let event): waiter.continuation.resume(returning: event)
+    case .end: waiter.continuation.resume(returning: nil)
+    case .nothing: break
+    }
+  }
+
+  private func take() -> Taken {
+    let (taken, wake) = state.withLock { state -> (Taken, Bool) in
+      let taken = take(&state)
+      // Half a buffer of room, or the two threads would hand over every packet.
+      guard state.readerWaits, state.buffer.bytes <= bufferLimitBytes / 2 else {
+        return (taken, false)
+      }
+      state.readerWaits = false
+      return (taken, true)
+    }
+    if wake { room.post() }
+    return taken
+  }
+
+  private func take(_ state: inout State) -> Taken {
+    if let event = state.buffer.pop() { return .event(event) }
+    switch state.phase {
+    case .connecting, .connected: return .nothing
+    case .disconnected, .closed: return .end
+    }
+  }
+}

@@ -1,0 +1,137 @@
+import CHostWatch
+
+extension HostWatchClient {
+  /// A message of the daemon's.
+  public enum Packet: Sendable, Hashable {
+    /// `type` is that of the request, 0 when the daemon could not read it.
+    case reply(unique: UInt64, type: UInt16, Reply)
+    case events(RecordBatch)
+    /// What happened after the record `sequence` is not known in full.
+    case lost(LossReason, sequence: UInt64)
+    case resynced(Resync)
+    case detached(DetachReason)
+  }
+
+  /// What the daemon answers to a request.
+  public enum Reply: Sendable, Hashable {
+    /// INIT.
+    case session(Session)
+    /// REGISTER and INTEREST: per entry 0 or a negative errno.
+    case statuses([Int32])
+    /// SYNC.
+    case synced
+    /// STATUS: a JSON object.
+    case status(String)
+    case refused(Refusal)
+  }
+
+  /// A request that the daemon did not grant.
+  public struct Refusal: Error, Sendable, Hashable, CustomStringConvertible {
+    /// A positive errno.
+    public let code: Int32
+    /// What is wrong and what to do, in a sentence; empty where the daemon
+    /// gave none.
+    public let text: String
+
+    public init(code: Int32, text: String) {
+      self.code = code
+      self.text = text
+    }
+
+    public var description: String {
+      text.isEmpty
+        ? "\(SystemError.text(code)) (\(SystemError.name(code)))"
+        : "\(text) (\(SystemError.name(code)))"
+    }
+  }
+
+  /// What INIT granted.
+  public struct Session: Sendable, Hashable {
+    public var id: UInt64
+    public var options: Options
+    /// What is delivered, of what was asked for.
+    public var events: EventMask
+    public var root: NodeID
+    /// The largest packet the daemon sends, in bytes.
+    public var maxPacketBytes: UInt32
+    /// What the daemon queues for this client, in bytes.
+    public var queueLimitBytes: UInt32
+    public var maxNodes: UInt32
+  }
+
+  /// Why there is a gap (`hw_lost.reason`).
+  public enum LossReason: UInt32, Sendable, Hashable, CustomStringConvertible {
+    case kernelQueue = 1
+    case sessionQueue = 2
+    case restart = 3
+
+    public var description: String {
+      switch self {
+      case .kernelQueue: "the kernel's queue overflowed"
+      case .sessionQueue: "this session's queue overflowed"
+      case .restart: "the daemon was restarted"
+      }
+    }
+  }
+
+  /// The end of a gap: what is registered has been looked at again. A TREE
+  /// session rescans; its counts are 0.
+  public struct Resync: Sendable, Hashable {
+    /// Of the last record before this message.
+    public var sequence: UInt64
+    public var nodesChecked: UInt64
+    public var nodesReported: UInt64
+  }
+
+  /// Why the daemon ends the session (`hw_detached.reason`).
+  public enum DetachReason: UInt32, Sendable, Hashable, CustomStringConvertible {
+    case unmounted = 1
+    case shareRemoved = 2
+    case shutdown = 3
+
+    public var description: String {
+      switch self {
+      case .unmounted: "the filesystem was unmounted"
+      case .shareRemoved: "the share was removed from the configuration"
+      case .shutdown: "the daemon shuts down"
+      }
+    }
+  }
+
+  /// Bytes that are not a message of the protocol, and where.
+  public struct PacketError: Error, Sendable, Hashable, CustomStringConvertible {
+    public enum Problem: Sendable, Hashable {
+      /// Fewer bytes than the message needs.
+      case truncated
+      /// More bytes than the message has.
+      case surplus
+      /// The header's size is not the packet's length.
+      case wrongSize(UInt32)
+      case unknownType(UInt16)
+      /// A reserved field or padding is not zero.
+      case notZero
+      /// A reply without `unique`, or a notification with one.
+      case wrongUnique(UInt64)
+      /// A positive error, or none where there must be one.
+      case wrongError(Int32)
+      case wrongVersion(UInt16)
+      case wrongCount(UInt32)
+      /// A record's size does not hold its names, or is not a multiple of 8.
+      case wrongRecordSize(UInt32)
+      /// NUL in a name or path, or "/" in a name.
+      case wrongName
+      case wrongReason(UInt32)
+      case sequenceGap(expected: UInt64, found: UInt64)
+      case notUTF8
+      case unexpectedDescriptors
+      /// A reply to no request, or of another type than its request.
+      case unexpectedReply
+    }
+
+    public let problem: Problem
+    /// In the packet, in bytes.
+    public let offset: Int
+
+    public var description: String { "byte \(offset): \(problem)" }
+  }
+}

@@ -1,0 +1,575 @@
+import CHostWatch
+
+/// Asks the filesystem what is so now.
+protocol Namespace: AnyObject {
+  /// What `name` in the directory is: an object, or nil where there is none,
+  /// or where the directory itself is gone.
+  func lookup(_ name: [UInt8], in directory: FileHandle) throws(SystemError)
+    -> (handle: FileHandle, isDirectory: Bool)?
+
+  /// Where a living directory is; nil when it is gone or cannot be asked.
+  func location(ofDirectory directory: FileHandle) -> (parent: FileHandle, name: [UInt8])?
+}
+
+/// Takes merged records apart and settles what they leave open.
+///
+/// In: the kernel's records, in the order of the queue. Out: `RemoteEvent`s
+/// which, applied in order to a model of the namespace, end in the truth.
+///
+/// **What the kernel does.** An event is OR-ed into an older queued record when
+/// process, ISDIR, RENAME, directories, names and object are equal. So a record
+/// stands where its first occurrence was, and may stand for later ones, too.
+/// What has been read merges with nothing. A *window* is a stretch of records
+/// of which any two may have been in the queue together; it ends when the
+/// queue is known to have been empty, or when as many records have been read
+/// as were left in the queue at some moment: those before that moment are then
+/// closed.
+///
+/// **Which histories are not ambiguous.** Look at the entries (directory, name) that one object's
+/// records in a window set and leave.
+/// 1. An object that was not hard-linked is in one place at a time; its
+///    records are the steps of a walk. A record can stand for two steps only if
+///    the walk comes back to an entry it had left. Then some entry is entered
+///    twice, left twice, or entered after it was left, and this shows in the records themselves
+///    (`revisited`). Otherwise each record is one step, at its own time.
+/// 2. Linking and unlinking a file changes its link count, and the kernel says
+///    so by a record ATTRIB without a directory, between two occurrences of
+///    one record as well (`linked`). Then an entry that
+///    was touched more than once in the window is in doubt; an entry touched
+///    once is not.
+/// 3. An object that died (DELETE_SELF) is nowhere: whatever its records say,
+///    no entry holds it in the end, and no lookup is needed.
+/// So if an entry was touched only by objects that are none of these, its
+/// records are single, in order, and true. If it holds a living object by such records in
+/// the end, no other object's merged record can have displaced that one: it
+/// would have died or had its link count changed.
+///
+/// **What is done about the others.** Their records are passed on as they stand.
+/// Then, for each entry they touched, it is worked out what a model would hold
+/// now, and the name is looked up. Where they differ, a CREATE, DELETE or RENAME
+/// with CORRECTED makes the model right. The lookup shows the entry at a later
+/// moment than the window's end; what happened in between is in
+/// the queue, and to apply it once more to a state that has it already ends in
+/// the same state.
+///
+/// DELETE_SELF, and what is OR-ed with it, waits for the window's end, so that
+/// it is an object's last record.
+///
+/// It refuses nothing; it allocates only when a window is larger than any
+/// before, or when something has to be looked up.
+final class Reconciler {
+  struct Counters: Equatable {
+    var records: UInt64 = 0
+    /// Records with several of CREATE, DELETE and the changes of the object.
+    var merged: UInt64 = 0
+    var lookups: UInt64 = 0
+    var corrected: UInt64 = 0
+  }
+
+  private(set) var counters = Counters()
+  private(set) var segments: [EventSegment] = []
+  private(set) var events: [KernelEvent] = []
+  private var spare: [EventSegment] = []
+  private var window = ReconcilerWindow()
+  /// Events whose DELETE_SELF waits.
+  private var deaths: [Int] = []
+  /// Up to here the events have been passed on.
+  private var emitted = 0
+  /// (events up to here are closed, once so many have been read).
+  private var barriers: [(upTo: Int, whenRead: Int)] = []
+  private(set) var directoryRenames = 0
+
+  private let seed: UInt64
+  private let namespace: any Namespace
+  private let emit: (RemoteEvent) -> Void
+  private let overflow: () -> Void
+  private let report: (SystemError) -> Void
+
+  /// - Parameters:
+  ///   - emit: gets each event; its views are valid during the call.
+  ///   - overflow: called where the kernel's queue overflowed.
+  ///   - report: called when the filesystem cannot be asked.
+  init(
+    seed: UInt64, namespace: any Namespace, emit: @escaping (RemoteEvent) -> Void,
+    overflow: @escaping () -> Void, report: @escaping (SystemError) -> Void
+  ) {
+    self.seed = seed
+    self.namespace = namespace
+    self.emit = emit
+    self.overflow = overflow
+    self.report = report
+  }
+
+  /// A buffer to read the next records into.
+  func nextSegment() -> EventSegment { spare.popLast() ?? EventSegment() }
+
+  /// Takes back a buffer that nothing was read into.
+  func recycle(_ segment: EventSegment) { spare.append(segment) }
+
+  /// Bytes of records kept because their window is open.
+  var retainedBytes: Int { segments.count * EventSegment.capacity }
+
+  /// Takes the records of one read. `isLast`: the queue was empty afterwards.
+  /// False when the last record is a RENAME whose victim may be about to
+  /// follow; it has not been passed on then.
+  func absorb(_ segment: EventSegment) throws(RecordError) {
+    let first = events.count
+    segments.append(segment)
+    try segment.parse(into: &events, segment: UInt32(segments.count - 1))
+    counters.records += UInt64(events.count - first)
+    for index in first..<events.count { note(index) }
+  }
+
+  /// The new directory of the last record if that is a RENAME that nothing
+  /// follows yet.
+  var trailingRename: FileHandle? {
+    guard emitted < events.count, let last = events.last, last.events.contains(.rename),
+      let directory = segments[Int(last.segment)].handle(last.newDirectory)
+    else { return nil }
+    return FileHandle(directory)
+  }
+
+  /// Passes on what has been absorbed. `holdingLast`: keep back a RENAME at
+  /// the end, since what follows it may say more about it.
+  func passOn(holdingLast: Bool) {
+    let end = holdingLast && trailingRename != nil ? events.count - 1 : events.count
+    while emitted < end {
+      emit(at: emitted)
+      emitted += 1
+    }
+  }
+
+  /// The queue was empty after the last read: everything is closed.
+  func close() {
+    passOn(holdingLast: false)
+    settle()
+    emitDeaths(before: events.count)
+    reset()
+  }
+
+  /// The queue held `remaining` records after the last read.
+  func keepOpen(remaining: Int) {
+    passOn(holdingLast: true)
+    settle()
+    barriers.append((upTo: emitted, whenRead: events.count + remaining))
+    var closed = 0
+    while let barrier = barriers.first, barrier.whenRead <= events.count {
+      closed = barrier.upTo
+      barriers.removeFirst()
+    }
+    if closed > 0 { drop(before: closed) }
+  }
+
+  // MARK: Noting what a record touches
+
+  private func note(_ index: Int) {
+    let event = events[index]
+    let mask = event.events
+    guard !mask.isDisjoint(with: .reconciled), !mask.contains(.queueOverflow) else { return }
+    let segment = segments[Int(event.segment)]
+    guard let handle = segment.handle(event.object != 0 ? event.object : event.directory) else {
+      return
+    }
+    let isSelf = isSelfEvent(event, segment)
+    let namespaceBits = isSelf ? [] : mask.intersection(.namespace)
+    guard isSelf || !namespaceBits.isEmpty else { return }
+    let object = window.object(handle.hash(seed: seed), event: UInt32(index))
+    if isSelf {
+      if mask.contains(.deleteSelf) {
+        window.flag(object, .dead)
+      } else if event.directory == 0 {
+        window.flag(object, .linked)
+      }
+      return
+    }
+    touch(event, UInt32(index), object, segment, namespaceBits)
+  }
+
+  /// An event on the object alone, without its name: a link count, a death, or something
+  /// that happened to a directory itself.
+  private func isSelfEvent(_ event: KernelEvent, _ segment: EventSegment) -> Bool {
+    event.directory == 0 || segment.name(event.name, event.nameSize).isDot
+  }
+
+  private func touch(
+    _ event: KernelEvent, _ index: UInt32, _ object: Int, _ segment: EventSegment,
+    _ bits: EventMask
+  ) {
+    guard let directory = segment.handle(event.directory) else { return }
+    let isDirectory = event.events.contains(.isDirectory)
+    let entry = entryHash(directory, segment.name(event.name, event.nameSize))
+    func add(_ entry: UInt64, sets: Bool, isNew: Bool) {
+      window.add(
+        .init(entry: entry, object: UInt32(object), event: index, sets: sets, isNew: isNew),
+        isDirectory: isDirectory)
+    }
+    if bits.contains(.rename) {
+      if isDirectory { directoryRenames += 1 }
+      add(entry, sets: false, isNew: false)
+      guard let newDirectory = segment.handle(event.newDirectory) else { return }
+      add(
+        entryHash(newDirectory, segment.name(event.newName, event.newNameSize)), sets: true,
+        isNew: true)
+      return
+    }
+    if bits.contains(.create) { add(entry, sets: true, isNew: false) }
+    if bits.contains(.delete) { add(entry, sets: false, isNew: false) }
+  }
+
+  private func entryHash(_ directory: HandleView, _ name: NameView) -> UInt64 {
+    name.hash(seed: directory.hash(seed: seed))
+  }
+
+  // MARK: Passing on
+
+  private func emit(at index: Int) {
+    let event = events[index]
+    let mask = event.events
+    if mask.contains(.queueOverflow) { return overflow() }
+    let segment = segments[Int(event.segment)]
+    let directoryBit = mask.intersection(.isDirectory)
+    var remote = RemoteEvent(
+      mask: mask, pid: event.pid, object: segment.handle(event.object),
+      directory: segment.handle(event.directory), name: segment.name(event.name, event.nameSize))
+    if remote.name.isDot {
+      remote.name = .none
+      remote.object = remote.object ?? remote.directory
+    }
+    if mask.contains(.rename) {
+      remote.mask = EventMask.rename.union(directoryBit)
+      remote.newDirectory = segment.handle(event.newDirectory)
+      remote.newName = segment.name(event.newName, event.newNameSize)
+      if replacesSomething(at: index) { remote.flags = UInt32(HW_REPLACED) }
+      return emit(remote)
+    }
+    let changes = mask.subtracting(EventMask.namespace.union(.isDirectory))
+    if !mask.isDisjoint(with: .namespace)
+      && !(mask.intersection(.namespace) == mask.subtracting(.isDirectory)
+        && mask.intersection(.namespace) != [.create, .delete])
+    {
+      counters.merged += 1
+    }
+    if mask.contains(.create) {
+      remote.mask = EventMask.create.union(directoryBit)
+      emit(remote)
+    }
+    if mask.contains(.deleteSelf) {
+      deaths.append(index)
+    } else if !changes.isEmpty {
+      emitChange(remote, changes.union(directoryBit))
+    }
+    if mask.contains(.delete) {
+      remote.mask = EventMask.delete.union(directoryBit)
+      emit(remote)
+    }
+  }
+
+  /// A change of the object, without the name of an O_TMPFILE object.
+  private func emitChange(_ event: RemoteEvent, _ mask: EventMask) {
+    var event = event
+    event.mask = mask
+    if event.name.temporaryInode != nil, isTemporary(event) {
+      event.name = .none
+      event.isUnnamed = true
+    }
+    emit(event)
+  }
+
+  /// Whether the name, which looks like an O_TMPFILE object's, is not really there.
+  private func isTemporary(_ event: RemoteEvent) -> Bool {
+    guard let directory = event.directory, let object = event.object else { return false }
+    counters.lookups += 1
+    do throws(SystemError) {
+      let found = try namespace.lookup(event.name.bytes, in: FileHandle(directory))
+      return found?.handle != FileHandle(object)
+    } catch {
+      report(error)
+      return true
+    }
+  }
+
+  /// Whether the record after a RENAME is its victim's: the same process, an
+  /// object that lost a link, and not the link count that goes with a link or
+  /// unlink, which is followed by its CREATE or DELETE.
+  private func replacesSomething(at index: Int) -> Bool {
+    guard index + 1 < events.count else { return false }
+    let (rename, victim) = (events[index], events[index + 1])
+    guard victim.pid == rename.pid, !victim.events.isDisjoint(with: [.attrib, .deleteSelf]),
+      victim.events.isDisjoint(with: .namespace), let lost = object(victim),
+      isSelfEvent(victim, segments[Int(victim.segment)]),
+      let moved = object(rename), moved != lost
+    else { return false }
+    guard index + 2 < events.count else { return true }
+    let next = events[index + 2]
+    guard next.pid == victim.pid, !next.events.isDisjoint(with: [.create, .delete]),
+      let other = object(next)
+    else { return true }
+    return other != lost
+  }
+
+  private func object(_ event: KernelEvent) -> HandleView? {
+    segments[Int(event.segment)].handle(event.object != 0 ? event.object : event.directory)
+  }
+
+  private func emitDeaths(before end: Int) {
+    var kept: [Int] = []
+    for index in deaths {
+      guard index < end else {
+        kept.append(index)
+        continue
+      }
+      let event = events[index]
+      let segment = segments[Int(event.segment)]
+      var remote = RemoteEvent(
+        mask: event.events.subtracting(.namespace), pid: event.pid, object: object(event),
+        directory: segment.handle(event.directory), name: segment.name(event.name, event.nameSize))
+      if remote.name.isDot { remote.name = .none }
+      emit(remote)
+    }
+    deaths = kept
+  }
+
+  // MARK: Windows
+
+  private func reset() {
+    window.removeAll()
+    events.removeAll(keepingCapacity: true)
+    deaths.removeAll(keepingCapacity: true)
+    barriers.removeAll(keepingCapacity: true)
+    for segment in segments where spare.count < 4 { spare.append(segment) }
+    segments.removeAll(keepingCapacity: true)
+    emitted = 0
+    directoryRenames = 0
+  }
+
+  /// Forgets the events before `end`, whose window is closed, and what was
+  /// noted of them.
+  private func drop(before end: Int) {
+    emitDeaths(before: end)
+    // A buffer goes only as a whole.
+    let firstKept = end < events.count ? Int(events[end].segment) : segments.count
+    let cut = events.firstIndex { Int($0.segment) >= firstKept } ?? events.count
+    guard cut > 0 else { return }
+    events.removeFirst(cut)
+    for index in events.indices { events[index].segment -= UInt32(firstKept) }
+    for segment in segments[..<firstKept] where spare.count < 4 { spare.append(segment) }
+    segments.removeFirst(firstKept)
+    emitted -= cut
+    deaths = deaths.map { $0 - cut }
+    barriers = barriers.map { ($0.upTo - cut, $0.whenRead - cut) }
+    window.removeAll()
+    directoryRenames = 0
+    for index in events.indices { note(index) }
+    // All of these have been settled; only what comes from now on is new.
+    for index in window.suspects { window.markClean(Int(index)) }
+  }
+
+  // MARK: Settling
+
+  /// What a model holds at an entry, as far as this window's events tell.
+  private struct Holding {
+    /// The object, or nil for none.
+    var object: Int?
+    var touches = 0
+    /// A touch with an event, from which directory and name can be had.
+    var touch: ReconcilerWindow.Touch
+    var needsLookup = false
+  }
+
+  private func settle() {
+    guard !window.suspects.isEmpty else { return }
+    var holdings = doubtfulEntries()
+    guard !holdings.isEmpty else { return }
+    replay(into: &holdings)
+    for (entry, holding) in holdings where holding.needsLookup && holding.touches < 2 {
+      holdings[entry] = nil
+    }
+    correct(holdings)
+    for index in window.suspects { window.markClean(Int(index)) }
+  }
+
+  /// The entries touched by objects of which records may stand for several
+  /// operations, and which were not settled since.
+  private func doubtfulEntries() -> [UInt64: Holding] {
+    var entries: [UInt64: Holding] = [:]
+    for suspect in window.suspects {
+      let flags = window.objects[Int(suspect)].flags
+      guard flags.contains(.dirty) else { continue }
+      let isDead = flags.contains(.dead)
+      if isDead && !flags.contains(.revisited) { continue }
+      window.forEachTouch(of: Int(suspect)) { touch in
+        guard touch.event != ReconcilerWindow.noEvent else { return }
+        entries[touch.entry, default: Holding(touch: touch)].needsLookup =
+          entries[touch.entry]?.needsLookup == true || !isDead
+      }
+    }
+    return entries
+  }
+
+  /// Applies the window's touches, in the order in which they were passed on.
+  private func replay(into holdings: inout [UInt64: Holding]) {
+    for touch in window.touches {
+      guard var holding = holdings[touch.entry] else { continue }
+      if touch.event != ReconcilerWindow.noEvent { holding.touches += 1 }
+      if touch.sets {
+        holding.object = Int(touch.object)
+      } else if holding.object == Int(touch.object) {
+        holding.object = nil
+      }
+      holdings[touch.entry] = holding
+    }
+  }
+
+  private struct Difference {
+    var entry: UInt64
+    var touch: ReconcilerWindow.Touch
+    var held: Int?
+    var actual: (object: Int, isDirectory: Bool)?
+  }
+
+  private func correct(_ holdings: [UInt64: Holding]) {
+    var differences: [Difference] = []
+    for (entry, holding) in holdings.sorted(by: { $0.value.touch.event < $1.value.touch.event }) {
+      guard let difference = difference(entry, holding) else { continue }
+      differences.append(difference)
+    }
+    // What an entry must hold, first: a move takes it from where it was wrong.
+    for index in differences.indices {
+      guard let actual = differences[index].actual else { continue }
+      let source = differences.indices.first {
+        $0 != index && differences[$0].held == actual.object
+          && differences[$0].actual?.object != actual.object
+      }
+      if let source, !window.objects[actual.object].flags.contains(.linked) {
+        emitMove(from: differences[source], to: differences[index], actual)
+        differences[source].held = nil
+      } else {
+        emitEntry(.create, differences[index], actual.object, actual.isDirectory)
+      }
+      differences[index].held = nil
+    }
+    for difference in differences where difference.actual == nil {
+      guard let held = difference.held else { continue }
+      let isDirectory = window.objects[held].flags.contains(.isDirectory)
+      if isDirectory && !window.objects[held].flags.contains(.dead)
+        && emitRelocation(held, difference)
+      {
+        continue
+      }
+      emitEntry(.delete, difference, held, isDirectory)
+    }
+  }
+
+  /// Compares what a model holds with what is there; nil when it is the same.
+  private func difference(_ entry: UInt64, _ holding: Holding) -> Difference? {
+    var difference = Difference(entry: entry, touch: holding.touch, held: holding.object)
+    if holding.needsLookup {
+      let place = place(of: holding.touch)
+      counters.lookups += 1
+      do throws(SystemError) {
+        if let found = try namespace.lookup(place.name, in: place.directory) {
+          let hash = found.handle.withView { $0.hash(seed: seed) }
+          let object = window.object(hash, handle: found.handle)
+          difference.actual = (object, found.isDirectory)
+        }
+      } catch {
+        report(error)
+        return nil
+      }
+    } else {
+      guard let held = holding.object, window.objects[held].flags.contains(.dead) else {
+        return nil
+      }
+    }
+    return difference.actual?.object == difference.held ? nil : difference
+  }
+
+  private func place(of touch: ReconcilerWindow.Touch) -> (directory: FileHandle, name: [UInt8]) {
+    let event = events[Int(touch.event)]
+    let segment = segments[Int(event.segment)]
+    let handle = segment.handle(touch.isNew ? event.newDirectory : event.directory)
+    let name =
+      touch.isNew
+      ? segment.name(event.newName, event.newNameSize) : segment.name(event.name, event.nameSize)
+    // A touch is made only where the record has the directory.
+    guard let handle else { preconditionFailure("a touch without a directory") }
+    return (FileHandle(handle), name.bytes)
+  }
+
+  private func handle(ofObject object: Int) -> FileHandle {
+    let source = window.source(of: object)
+    if let handle = source.handle { return handle }
+    // An object's event has its handle: that is how it was found.
+    guard let view = self.object(events[Int(source.event)]) else {
+      preconditionFailure("an object without a handle")
+    }
+    return FileHandle(view)
+  }
+
+  // MARK: Corrections
+
+  private func emitEntry(
+    _ operation: EventMask, _ difference: Difference, _ object: Int, _ isDirectory: Bool
+  ) {
+    let place = place(of: difference.touch)
+    note(object, difference.entry, sets: operation == .create, isDirectory)
+    emitCorrection(
+      operation.union(isDirectory ? .isDirectory : []), object, place, to: nil)
+  }
+
+  private func emitMove(
+    from: Difference, to: Difference, _ actual: (object: Int, isDirectory: Bool)
+  ) {
+    note(actual.object, from.entry, sets: false, actual.isDirectory)
+    note(actual.object, to.entry, sets: true, actual.isDirectory)
+    emitCorrection(
+      EventMask.rename.union(actual.isDirectory ? .isDirectory : []), actual.object,
+      place(of: from.touch), to: place(of: to.touch))
+  }
+
+  /// A living directory that is not where a model has it has been moved by
+  /// something that is still queued: it is shown where it is, since for a
+  /// directory to vanish and to come again is not the same.
+  private func emitRelocation(_ object: Int, _ difference: Difference) -> Bool {
+    guard let location = namespace.location(ofDirectory: handle(ofObject: object)) else {
+      return false
+    }
+    note(object, difference.entry, sets: false, true)
+    emitCorrection(
+      [.rename, .isDirectory], object, place(of: difference.touch),
+      to: (location.parent, location.name))
+    return true
+  }
+
+  private func note(_ object: Int, _ entry: UInt64, sets: Bool, _ isDirectory: Bool) {
+    window.add(
+      .init(
+        entry: entry, object: UInt32(object), event: ReconcilerWindow.noEvent, sets: sets,
+        isNew: false), isDirectory: isDirectory)
+  }
+
+  private func emitCorrection(
+    _ mask: EventMask, _ object: Int, _ place: (directory: FileHandle, name: [UInt8]),
+    to newPlace: (directory: FileHandle, name: [UInt8])?
+  ) {
+    counters.corrected += 1
+    var event = RemoteEvent(mask: mask, flags: UInt32(HW_CORRECTED))
+    handle(ofObject: object).withView { objectView in
+      place.directory.withView { directoryView in
+        NameView.with(place.name) { name in
+          event.object = objectView
+          event.directory = directoryView
+          event.name = name
+          guard let newPlace else { return emit(event) }
+          newPlace.directory.withView { newDirectoryView in
+            NameView.with(newPlace.name) { newName in
+              event.newDirectory = newDirectoryView
+              event.newName = newName
+              emit(event)
+            }
+          }
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,343 @@
+import CHostWatch
+
+/// From one change on the host to records in each session's terms.
+///
+/// In: a `RemoteEvent`. Out: records in the queues of the sessions it
+/// concerns: for NODES those that registered the directory, the object or the
+/// new directory; for TREE those whose share holds a directory. It holds that a session is
+/// told nothing about what it does not know: no name without its registered
+/// directory, nothing from outside a share, never an identity of another
+/// object. Cost: one table lookup per handle for all NODES sessions together,
+/// and one per directory and share for all TREE sessions of that share.
+@safe final class Router {
+  var nodes: NodeTable
+  /// Where each session's state is, by slot.
+  private(set) var states: [UnsafeMutablePointer<SessionState>?]
+  private(set) var scopes: [TreeScope] = []
+  private var nodeSessions = 0
+  /// Slots whose queue was empty before this batch.
+  private(set) var ready: [UInt32] = []
+  private var touched: [UInt32] = []
+  private var losing: [UInt32] = []
+  private var stamp: UInt64 = 0
+  /// pid → the oldest session whose process that is.
+  private var origins: [Int32: [UInt64]] = [:]
+  private var lastPID: Int32 = 0
+  private var lastOrigin: UInt64 = 0
+  /// When a record about an object was routed without finding it registered,
+  /// in milliseconds, by the object's hash. Several objects may share a place:
+  /// then one is looked at again without need.
+  private var unregistered: [UInt32]
+  /// Milliseconds on CLOCK_MONOTONIC, as of this batch.
+  var now: UInt32 = 0
+  private(set) var delivered: UInt64 = 0
+
+  static let unregisteredMemoryMilliseconds: UInt32 = 1000
+
+  init(seed: UInt64) {
+    nodes = NodeTable(seed: seed)
+    unsafe states = []
+    unregistered = []
+  }
+
+  // MARK: Sessions
+
+  func add(_ state: UnsafeMutablePointer<SessionState>, scope: TreeScope?) -> UInt32 {
+    let free = unsafe states.firstIndex { unsafe $0 == nil }
+    let slot = unsafe UInt32(free ?? states.count)
+    if free == nil { unsafe states.append(state) } else { unsafe states[Int(slot)] = state }
+    if let scope {
+      scope.sessions.append(slot)
+      if !scopes.contains(where: { $0 === scope }) { scopes.append(scope) }
+    } else {
+      nodeSessions += 1
+      if unregistered.isEmpty { unregistered = [UInt32](repeating: 0, count: 1 << 16) }
+    }
+    unsafe origins[state.pointee.ownPID, default: []].append(state.pointee.id)
+    lastPID = 0
+    return slot
+  }
+
+  func remove(slot: UInt32) {
+    guard let state = unsafe states[Int(slot)] else { return }
+    let (pid, id) = unsafe (state.pointee.ownPID, state.pointee.id)
+    origins[pid]?.removeAll { $0 == id }
+    if origins[pid]?.isEmpty == true { origins[pid] = nil }
+    lastPID = 0
+    if unsafe !state.pointee.isTree { nodeSessions -= 1 }
+    for scope in scopes { scope.sessions.removeAll { $0 == slot } }
+    scopes.removeAll { $0.sessions.isEmpty }
+    unsafe states[Int(slot)] = nil
+    ready.removeAll { $0 == slot }
+  }
+
+  /// The slots that have something to send since the last call.
+  func takeReady() -> [UInt32] {
+    defer { ready.removeAll(keepingCapacity: true) }
+    return ready
+  }
+
+  /// The slots that have begun to lose records since the last call.
+  func takeLosing() -> [UInt32] {
+    guard !losing.isEmpty else { return [] }
+    defer { losing.removeAll() }
+    return losing
+  }
+
+  /// Whether a record about the object passed within the last second, before
+  /// it was registered.
+  func passedUnregistered(_ handle: HandleView) -> Bool {
+    guard !unregistered.isEmpty else { return false }
+    let seen = unregistered[place(handle.hash(seed: nodes.seed))]
+    return seen != 0 && now &- seen <= Self.unregisteredMemoryMilliseconds
+  }
+
+  private func place(_ hash: UInt64) -> Int { Int(hash & UInt64(unregistered.count - 1)) }
+
+  // MARK: Routing
+
+  func route(_ event: RemoteEvent) {
+    let origin = originSession(event.pid)
+    if nodeSessions > 0 { routeNodes(event, origin) }
+    for scope in scopes { routeTree(event, scope, origin) }
+  }
+
+  @inline(__always)
+  private func originSession(_ pid: Int32) -> UInt64 {
+    if pid == lastPID { return lastOrigin }
+    lastPID = pid
+    lastOrigin = pid == 0 ? 0 : origins[pid]?.first ?? 0
+    return lastOrigin
+  }
+
+  private enum Role { case directory, object, newDirectory }
+
+  private func routeNodes(_ event: RemoteEvent, _ origin: UInt64) {
+    stamp += 1
+    touched.removeAll(keepingCapacity: true)
+    if let directory = event.directory, !event.isUnnamed { mark(directory, .directory) }
+    if let object = event.object { mark(object, .object) }
+    if let directory = event.newDirectory { mark(directory, .newDirectory) }
+    for slot in touched {
+      guard let state = unsafe states[Int(slot)] else { continue }
+      unsafe deliver(event, origin, to: state, slot)
+    }
+  }
+
+  /// Notes, in each session that has registered the object, which part it has.
+  @inline(__always)
+  private func mark(_ handle: HandleView, _ role: Role) {
+    let hash = handle.hash(seed: nodes.seed)
+    var index = nodes.firstRegistration(of: handle, hash: hash)
+    if index == 0 && role == .object { unregistered[place(hash)] = max(1, now) }
+    while index != 0 {
+      let entry = nodes.registration(index)
+      if let state = unsafe states[Int(entry.session)] {
+        if unsafe state.pointee.stamp != stamp {
+          unsafe state.pointee.stamp = stamp
+          unsafe (state.pointee.directory, state.pointee.object) = (0, 0)
+          unsafe state.pointee.newDirectory = 0
+          touched.append(entry.session)
+        }
+        switch role {
+        case .directory: unsafe state.pointee.directory = index
+        case .object: unsafe state.pointee.object = index
+        case .newDirectory: unsafe state.pointee.newDirectory = index
+        }
+      }
+      index = entry.next
+    }
+  }
+
+  private func deliver(
+    _ event: RemoteEvent, _ origin: UInt64, to state: UnsafeMutablePointer<SessionState>,
+    _ slot: UInt32
+  ) {
+    let (directory, object) = unsafe (state.pointee.directory, state.pointee.object)
+    let newDirectory = unsafe state.pointee.newDirectory
+    var record = OutgoingRecord(mask: event.mask, flags: event.flags)
+    var interest: UInt32 = 0
+    if directory != 0 {
+      let entry = nodes.registration(directory)
+      interest |= entry.interest
+      record.directory = entry.id.value
+      record.name = event.name
+    }
+    if object != 0 {
+      let entry = nodes.registration(object)
+      interest |= entry.interest
+      record.node = entry.id.value
+    }
+    if newDirectory != 0 {
+      let entry = nodes.registration(newDirectory)
+      interest |= entry.interest
+      record.newDirectory = entry.id.value
+      record.newName = event.newName
+    }
+    if event.mask.contains(.rename) {
+      if directory == 0 { record.flags |= UInt32(HW_MOVED_IN) }
+      if newDirectory == 0 { record.flags |= UInt32(HW_MOVED_OUT) }
+    }
+    unsafe send(&record, event, origin, EventMask(rawValue: UInt64(interest)), to: state, slot)
+  }
+
+  /// Cuts the mask, leaves out echoes, and queues what is left.
+  @inline(__always)
+  private func send(
+    _ record: inout OutgoingRecord, _ event: RemoteEvent, _ origin: UInt64, _ interest: EventMask,
+    path: [UInt8]? = nil, newPath: [UInt8]? = nil,
+    to state: UnsafeMutablePointer<SessionState>, _ slot: UInt32
+  ) {
+    if record.flags & UInt32(HW_RECHECK) == 0 {
+      let wanted = unsafe event.mask.intersection(interest).intersection(state.pointee.events)
+      guard !wanted.isEmpty else { return }
+      record.mask = wanted.union(event.mask.intersection(.isDirectory))
+    }
+    if unsafe state.pointee.has(UInt32(HW_SUPPRESS_ECHO)), event.pid != 0,
+      unsafe event.pid == state.pointee.ownPID
+    {
+      return
+    }
+    record.origin = origin
+    record.pid = unsafe state.pointee.has(UInt32(HW_WANT_PID)) ? event.pid : 0
+    if unsafe state.pointee.queue.isEmpty { ready.append(slot) }
+    let wasLosing = unsafe state.pointee.isLosing
+    if unsafe RecordEncoder.write(record, path: path, newPath: newPath, to: &state.pointee) {
+      delivered += 1
+    } else if !wasLosing {
+      losing.append(slot)
+    }
+  }
+
+  /// Tells one NODES session to look at one of its nodes again, or that it is
+  /// gone.
+  func tell(
+    _ mask: EventMask, flags: UInt32, registration index: UInt32, slot: UInt32
+  ) -> Bool {
+    guard let state = unsafe states[Int(slot)] else { return false }
+    let entry = nodes.registration(index)
+    if flags & UInt32(HW_RECHECK) == 0 {
+      let interest = EventMask(rawValue: UInt64(entry.interest))
+      guard unsafe !mask.intersection(interest).intersection(state.pointee.events).isEmpty else {
+        return true
+      }
+    }
+    if unsafe state.pointee.queue.isEmpty { ready.append(slot) }
+    let written = unsafe RecordEncoder.write(
+      OutgoingRecord(mask: mask, flags: flags, node: entry.id.value), to: &state.pointee)
+    if written { delivered += 1 } else { losing.append(slot) }
+    return written
+  }
+
+  // MARK: TREE
+
+  private func routeTree(_ event: RemoteEvent, _ scope: TreeScope, _ origin: UInt64) {
+    if event.flags & UInt32(HW_RECHECK) != 0 { return recheckTree(event, scope) }
+    guard let directory = event.directory else { return }
+    let from = scope.index.locate(directory)
+    var to: UInt32 = 0
+    if let newDirectory = event.newDirectory { to = scope.index.locate(newDirectory) }
+    follow(event, scope, from, to)
+    guard from != 0 || to != 0, let object = event.object, let node = scope.identity(object) else {
+      return
+    }
+    var record = OutgoingRecord(mask: event.mask, flags: event.flags, node: node)
+    if from != 0 {
+      record.directory = scope.identity(directory) ?? .none
+      record.name = event.name
+    }
+    if to != 0, let newDirectory = event.newDirectory {
+      record.newDirectory = scope.identity(newDirectory) ?? .none
+      record.newName = event.newName
+    }
+    if event.mask.contains(.rename) {
+      if from == 0 { record.flags |= UInt32(HW_MOVED_IN) }
+      if to == 0 { record.flags |= UInt32(HW_MOVED_OUT) }
+    }
+    var paths: ([UInt8]?, [UInt8]?)?
+    for slot in scope.sessions {
+      guard let state = unsafe states[Int(slot)] else { continue }
+      if unsafe state.pointee.has(UInt32(HW_WANT_PATH)) {
+        if paths == nil { paths = (path(from, scope), path(to, scope)) }
+        unsafe send(
+          &record, event, origin, .allEvents, path: paths?.0, newPath: paths?.1, to: state, slot)
+      } else {
+        unsafe send(&record, event, origin, .allEvents, to: state, slot)
+      }
+    }
+    if event.isDirectory && event.mask.contains(.deleteSelf) { scope.index.forget(object) }
+  }
+
+  /// Longest path that is sent (PATH_MAX less its NUL).
+  static let maximalPath = 4095
+
+  private func path(_ index: UInt32, _ scope: TreeScope) -> [UInt8]? {
+    guard index != 0 else { return nil }
+    var path: [UInt8] = []
+    guard scope.index.appendPath(of: index, to: &path), path.count <= Self.maximalPath else {
+      return nil
+    }
+    return path
+  }
+
+  /// Keeps the directory index up with what happened to a directory.
+  private func follow(_ event: RemoteEvent, _ scope: TreeScope, _ from: UInt32, _ to: UInt32) {
+    guard event.isDirectory, let object = event.object else { return }
+    let corrected = event.flags & UInt32(HW_CORRECTED) != 0
+    if event.mask.contains(.rename) {
+      if from != 0 && scope.index.isFresh(from) {
+        scope.doubtful.append((FileHandle(object), now))
+      }
+      if to != 0 {
+        scope.index.place(object, in: to, name: event.newName, movedIn: from == 0 || corrected)
+      } else {
+        scope.index.placeOutside(object)
+      }
+    } else if event.mask.contains(.create) {
+      if from != 0 { scope.index.place(object, in: from, name: event.name, movedIn: corrected) }
+    } else if event.mask.contains(.delete) && corrected {
+      scope.index.forget(object)
+    }
+  }
+
+  /// Ends a window of the kernel's queue in which `directoryRenames`
+  /// directories were renamed.
+  ///
+  /// A directory may have been moved from one that only now is inside, which
+  /// the record could not say if the filesystem was asked about that one
+  /// after the fact. Where another move can have been the reason, the
+  /// sessions are told to read the moved directory.
+  func endWindow(directoryRenames: Int) {
+    for scope in scopes {
+      defer { scope.index.window += 1 }
+      guard !scope.doubtful.isEmpty else { continue }
+      let doubtful = scope.doubtful
+      scope.doubtful.removeAll()
+      for (handle, since) in doubtful {
+        let inThisWindow = since == now
+        if directoryRenames > (inThisWindow ? 1 : 0) {
+          handle.withView { view in
+            route(
+              RemoteEvent(mask: .isDirectory, flags: UInt32(HW_RECHECK), object: view))
+          }
+        } else if now &- since < Self.doubtMilliseconds {
+          scope.doubtful.append((handle, since))
+        }
+      }
+    }
+  }
+
+  /// A rename can be seen that much before its record is queued, at most.
+  private static let doubtMilliseconds: UInt32 = 10
+
+  private func recheckTree(_ event: RemoteEvent, _ scope: TreeScope) {
+    guard event.isDirectory, let object = event.object, scope.index.locate(object) != 0,
+      let node = scope.identity(object)
+    else { return }
+    var record = OutgoingRecord(mask: event.mask, flags: event.flags, node: node)
+    for slot in scope.sessions {
+      guard let state = unsafe states[Int(slot)] else { continue }
+      unsafe send(&record, event, 0, .allEvents, to: state, slot)
+    }
+  }
+}

@@ -1,0 +1,34 @@
+import Glibc
+
+/// The filesystem behind a mount, asked by handles and names.
+final class MountNamespace: Namespace {
+  private let mount: Int32
+
+  /// - Parameter mount: a descriptor that outlives this object.
+  init(_ mount: Int32) { self.mount = mount }
+
+  func lookup(_ name: [UInt8], in directory: FileHandle) throws(SystemError)
+    -> (handle: FileHandle, isDirectory: Bool)?
+  {
+    do throws(SystemError) {
+      let parent = try Syscall.open(directory, onMount: mount)
+      let entry = try Syscall.openEntry(of: parent, name: name)
+      let handle = try Syscall.handle(of: entry.rawValue)
+      return (handle, try Syscall.status(of: entry.rawValue).isDirectory)
+    } catch {
+      // The name is not there, or its directory is gone with all its names.
+      if [ENOENT, ESTALE, ENOTDIR].contains(error.code) { return nil }
+      throw error
+    }
+  }
+
+  func location(ofDirectory directory: FileHandle) -> (parent: FileHandle, name: [UInt8])? {
+    guard let open = try? Syscall.open(directory, onMount: mount),
+      let status = try? Syscall.status(of: open.rawValue), status.links > 0,
+      let parent = try? Syscall.parentHandle(of: open),
+      let path = try? Syscall.path(of: open), let slash = path.lastIndex(of: 0x2f),
+      slash + 1 < path.count
+    else { return nil }
+    return (parent, Array(path[(slash + 1)...]))
+  }
+}

@@ -1,0 +1,226 @@
+import CFanotify
+import Glibc
+
+/// Who has registered which object of one filesystem, and under which name.
+///
+/// In: handles and the identities that sessions gave them. Out: for a handle,
+/// with one lookup, the chain of its registrations; for a session's identity
+/// its registration. It holds that an object has at most one registration per
+/// session, that an identity of a session names at most one object, and that
+/// the cost of a lookup does not depend on sessions that did not register the
+/// object. An object is in the table while somebody has it registered.
+struct NodeTable: ~Copyable {
+  /// One session's registration of one object.
+  struct Registration: BitwiseCopyable {
+    var id: NodeIDPair
+    /// The object's index.
+    var object: UInt32
+    /// The next registration of the same object, or 0.
+    var next: UInt32
+    /// The session's slot.
+    var session: UInt32
+    /// An EventMask; its bits all lie in the lower half.
+    var interest: UInt32
+  }
+
+  /// `NodeID` as plain memory.
+  struct NodeIDPair: BitwiseCopyable, Equatable {
+    var nodeid: UInt64
+    var generation: UInt64
+    var value: NodeID { NodeID(nodeid: nodeid, generation: generation) }
+    init(_ id: NodeID) { (nodeid, generation) = (id.nodeid, id.generation) }
+  }
+
+  /// A registered object: its handle and the first of its registrations.
+  struct Object: BitwiseCopyable {
+    var first: UInt32
+    var type: UInt16
+    var count: UInt8
+    /// The handle is longer than fits here: the first word is its place in
+    /// `longHandles`.
+    var isLong: Bool
+    var words: (UInt64, UInt64, UInt64)
+  }
+
+  private static let inlineHandleSize = 24
+  static let noSession = UInt32.max
+
+  private var objects = Slab<Object>()
+  private var registrations = Slab<Registration>()
+  private var byHandle = HashIndex()
+  private var longHandles: [FileHandle?] = []
+  private var freeLongHandles: [Int] = []
+  /// Handles are hashed with this, so that nobody can choose ones that collide.
+  let seed: UInt64
+
+  init(seed: UInt64) { self.seed = seed }
+
+  /// Objects in the table.
+  var count: Int { objects.count }
+
+  /// The first registration of the object with this handle, or 0.
+  @inline(__always)
+  func firstRegistration(of handle: HandleView, hash: UInt64) -> UInt32 {
+    let object = find(handle, UInt32(truncatingIfNeeded: hash >> 32))
+    return object == 0 ? 0 : objects[object].first
+  }
+
+  @inline(__always)
+  func firstRegistration(of handle: HandleView) -> UInt32 {
+    firstRegistration(of: handle, hash: handle.hash(seed: seed))
+  }
+
+  /// A registration by its index.
+  @inline(__always)
+  func registration(_ index: UInt32) -> Registration { registrations[index] }
+
+  /// This session's registration of the object, or 0.
+  func registration(of handle: HandleView, session: UInt32) -> UInt32 {
+    var index = firstRegistration(of: handle)
+    while index != 0 {
+      let entry = registrations[index]
+      if entry.session == session { return index }
+      index = entry.next
+    }
+    return 0
+  }
+
+  /// Adds a registration of an object that this session has not registered.
+  mutating func insert(
+    _ handle: FileHandle, id: NodeID, session: UInt32, interest: EventMask
+  ) -> UInt32 {
+    handle.withView { view in
+      let hash = UInt32(truncatingIfNeeded: view.hash(seed: seed) >> 32)
+      var object = find(view, hash)
+      if object == 0 {
+        object = objects.insert(makeObject(handle, view))
+        byHandle.insert(hash, object)
+      }
+      let index = registrations.insert(
+        Registration(
+          id: NodeIDPair(id), object: object, next: objects[object].first, session: session,
+          interest: UInt32(truncatingIfNeeded: interest.rawValue)))
+      objects[object].first = index
+      return index
+    }
+  }
+
+  mutating func setInterest(_ index: UInt32, _ interest: EventMask) {
+    registrations[index].interest = UInt32(truncatingIfNeeded: interest.rawValue)
+  }
+
+  mutating func setID(_ index: UInt32, _ id: NodeID) {
+    registrations[index].id = NodeIDPair(id)
+  }
+
+  /// Takes a registration out, and its object with the last one.
+  mutating func remove(_ index: UInt32) {
+    let entry = registrations[index]
+    if objects[entry.object].first == index {
+      objects[entry.object].first = entry.next
+    } else {
+      var previous = objects[entry.object].first
+      while registrations[previous].next != index { previous = registrations[previous].next }
+      registrations[previous].next = entry.next
+    }
+    // Whoever still has the index finds that it is nobody's.
+    registrations[index].session = NodeTable.noSession
+    registrations.remove(index)
+    if objects[entry.object].first == 0 { removeObject(entry.object) }
+  }
+
+  /// The handle of a registered object.
+  func handle(of index: UInt32) -> FileHandle {
+    handle(ofObject: registrations[index].object)
+  }
+
+  private func handle(ofObject object: UInt32) -> FileHandle {
+    let record = objects[object]
+    if record.isLong, let long = longHandles[Int(record.words.0)] { return long }
+    var raw = hw_file_handle()
+    raw.bytes = UInt32(record.count)
+    raw.type = Int32(record.type)
+    var words = record.words
+    unsafe withUnsafeBytes(of: &words) { source in
+      unsafe withUnsafeMutableBytes(of: &raw.data) {
+        // Both are longer than `count`, which is at most 24.
+        unsafe $0.copyMemory(from: UnsafeRawBufferPointer(rebasing: source[..<Int(record.count)]))
+      }
+    }
+    return FileHandle(raw)
+  }
+
+  @inline(__always)
+  private func find(_ handle: HandleView, _ hash: UInt32) -> UInt32 {
+    byHandle.find(hash) { index in matches(index, handle) }
+  }
+
+  @inline(__always)
+  private func matches(_ index: UInt32, _ handle: HandleView) -> Bool {
+    let count = handle.count
+    // The record stays where it is during the call.
+    let record = unsafe objects.pointer(index)
+    guard unsafe Int32(record.pointee.type) == handle.type, unsafe Int(record.pointee.count) == count
+    else { return false }
+    if unsafe record.pointee.isLong {
+      return self.handle(ofObject: index).withView { $0 == handle }
+    }
+    return unsafe withUnsafeBytes(of: &record.pointee.words) {
+      unsafe memcmp($0.baseAddress!, handle.data, count) == 0
+    }
+  }
+
+  private mutating func makeObject(_ handle: FileHandle, _ view: HandleView) -> Object {
+    var object = Object(
+      first: 0, type: UInt16(truncatingIfNeeded: view.type), count: UInt8(view.count),
+      isLong: view.count > Self.inlineHandleSize, words: (0, 0, 0))
+    if object.isLong {
+      let place = freeLongHandles.popLast() ?? longHandles.count
+      if place == longHandles.count { longHandles.append(handle) } else { longHandles[place] = handle }
+      object.words.0 = UInt64(place)
+    } else {
+      unsafe withUnsafeMutableBytes(of: &object.words) {
+        // The handle fits: that was the question above.
+        unsafe $0.copyMemory(from: UnsafeRawBufferPointer(start: view.data, count: view.count))
+      }
+    }
+    return object
+  }
+
+  private mutating func removeObject(_ object: UInt32) {
+    let hash = handle(ofObject: object).withView { $0.hash(seed: seed) }
+    byHandle.remove(UInt32(truncatingIfNeeded: hash >> 32), object)
+    if objects[object].isLong {
+      let place = Int(objects[object].words.0)
+      longHandles[place] = nil
+      freeLongHandles.append(place)
+    }
+    objects.remove(object)
+  }
+}
+
+/// One session's identities: from (nodeid, generation) to the registration.
+struct IdentityIndex {
+  private var index = HashIndex()
+  private let seed: UInt64
+
+  init(seed: UInt64) { self.seed = seed }
+
+  var count: Int { index.count }
+
+  func find(_ id: NodeID, in table: borrowing NodeTable) -> UInt32 {
+    index.find(hash(id)) { table.registration($0).id.value == id }
+  }
+
+  mutating func insert(_ id: NodeID, _ registration: UInt32) { index.insert(hash(id), registration) }
+
+  mutating func remove(_ id: NodeID, _ registration: UInt32) { index.remove(hash(id), registration) }
+
+  mutating func removeAll() { index.removeAll() }
+
+  func forEach(_ body: (UInt32) -> Void) { index.forEach(body) }
+
+  private func hash(_ id: NodeID) -> UInt32 {
+    UInt32(truncatingIfNeeded: fold(fold(id.nodeid ^ seed) ^ id.generation) >> 32)
+  }
+}

@@ -1,0 +1,136 @@
+import CHostWatch
+import Glibc
+
+/// Looks at every node of a session after records were lost.
+///
+/// In: the session's registrations, and the last moment before the gap at which nothing
+/// was missing. Out: DELETE_SELF for what is gone, RECHECK for what has
+/// changed since, then RESYNCED. In slices, one in a turn of the loop, so that
+/// live events do not wait, and only while the client takes what it is sent.
+final class Resync {
+  static let nodesPerSlice = 128
+
+  private(set) var registrations: [UInt32]
+  private var next = 0
+  let since: Timestamp
+  private(set) var checked: UInt64 = 0
+  private(set) var reported: UInt64 = 0
+
+  init(_ registrations: [UInt32], since: Timestamp) {
+    self.registrations = registrations
+    self.since = since
+  }
+
+  /// A node that was registered meanwhile.
+  func add(_ registration: UInt32) { registrations.append(registration) }
+
+  /// Another loss: everything is looked at again, against the same moment.
+  func restart(_ registrations: [UInt32]) {
+    self.registrations = registrations
+    (next, checked, reported) = (0, 0, 0)
+  }
+
+  /// Looks at the next nodes; false when there are none left. Stops where a
+  /// record does not fit.
+  func advance(_ session: Session, _ filesystem: WatchedFilesystem) -> Bool {
+    let end = min(next + Self.nodesPerSlice, registrations.count)
+    while next < end {
+      let index = registrations[next]
+      next += 1
+      guard filesystem.router.nodes.registration(index).session == session.slot else { continue }
+      checked += 1
+      let (mask, flags) = verdict(filesystem.router.nodes.handle(of: index), filesystem)
+      guard let mask else { continue }
+      reported += 1
+      guard
+        filesystem.router.tell(mask, flags: flags, registration: index, slot: session.slot)
+      else { return true }
+    }
+    return next < registrations.count
+  }
+
+  private func verdict(_ handle: FileHandle, _ filesystem: WatchedFilesystem) -> (EventMask?, UInt32) {
+    do throws(SystemError) {
+      let object = try Syscall.open(handle, on: filesystem.mount)
+      let status = try Syscall.status(of: object.rawValue)
+      guard status.ctime > since else { return (nil, 0) }
+      return (status.isDirectory ? .isDirectory : [], UInt32(HW_RECHECK))
+    } catch {
+      if error.code == ESTALE { return (.deleteSelf, 0) }
+      return ([], UInt32(HW_RECHECK))  // not known: the server has to look itself
+    }
+  }
+}
+
+extension Session {
+  /// Records for this session were lost, `since` being the last moment at
+  /// which none were.
+  func lose(_ reason: UInt32, since: Timestamp) {
+    guard isAttached, !isEnded else { return }
+    if let resync {
+      resync.restart(registrations())
+      return
+    }
+    countLoss()
+    reply(ReplyBuilder.lost(reason: reason, sequence: unsafe state.pointee.sequence))
+    guard !isEnded else { return }
+    if isTree {
+      reply(
+        ReplyBuilder.resynced(sequence: unsafe state.pointee.sequence, checked: 0, reported: 0))
+      flush()
+      return
+    }
+    resync = Resync(registrations(), since: since)
+    hub.scheduleResync()
+    flush()
+  }
+
+  /// The queue was full and has been emptied: the client learns of the gap.
+  func announceLoss() {
+    unsafe state.pointee.isLosing = false
+    let since = losingSince ?? .zero
+    losingSince = nil
+    hub.report(
+      Diagnostic(
+        .sessionQueueOverflow, .notice,
+        "A client did not read fast enough; its queue overflowed and it looks again at what it holds.",
+        session: id, share: share, peer: peer))
+    lose(UInt32(HW_LOST_SESSION), since: since)
+  }
+
+  /// One slice; called once in a turn of the loop.
+  func stepResync() {
+    guard let resync, let filesystem, !isEnded else { return }
+    // Half of the queue stays free for live events.
+    guard unsafe state.pointee.queue.queued * 2 <= state.pointee.queue.limit else { return }
+    let more = resync.advance(self, filesystem)
+    if unsafe !more && !state.pointee.isLosing { finishResync(resync) }
+    filesystem.flush()
+    flush()
+  }
+
+  /// Whether a slice can be done now.
+  var canStepResync: Bool {
+    unsafe resync != nil && state.pointee.queue.queued * 2 <= state.pointee.queue.limit
+  }
+
+  func continueResync() {
+    if resync != nil { hub.scheduleResync() }
+  }
+
+  private func finishResync(_ finished: Resync) {
+    resync = nil
+    reply(
+      ReplyBuilder.resynced(
+        sequence: unsafe state.pointee.sequence, checked: finished.checked,
+        reported: finished.reported))
+    if let filesystem { answerSyncs(filesystem.recordsRead) }
+  }
+
+  private func registrations() -> [UInt32] {
+    var all: [UInt32] = []
+    all.reserveCapacity(identities.count)
+    identities.forEach { all.append($0) }
+    return all
+  }
+}

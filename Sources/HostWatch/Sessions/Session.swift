@@ -1,0 +1,287 @@
+import CFanotify
+import CHostWatch
+import Glibc
+
+/// One client: its connection, and after INIT what it watches.
+///
+/// In: packets, and records that the router writes into its queue. Out:
+/// packets, in order. A client that stops reading costs its queue; one that
+/// breaks the protocol, its session. It ends once, by `end`.
+@safe final class Session {
+  /// What INIT has made of a connection.
+  struct Attachment {
+    let filesystem: WatchedFilesystem
+    let slot: UInt32
+    let scope: TreeScope?
+    /// The share's name, if it was attached by one.
+    let share: String?
+    let path: String
+    let identities: IdentityIndex
+    let rootRegistration: UInt32
+    let maxNodes: Int
+  }
+
+  let id: UInt64
+  let peer: PeerIdentity
+  let socket: OwnedDescriptor
+  let created = Syscall.monotonicMicroseconds()
+  /// Shared with the router once INIT has been granted; freed at the end.
+  let state: UnsafeMutablePointer<SessionState>
+  private(set) unowned var hub: Hub
+  var source: (any LoopSource)?
+
+  var filesystem: WatchedFilesystem?
+  var slot: UInt32 = 0
+  var scope: TreeScope?
+  var share: String?
+  var path = ""
+  var identities = IdentityIndex(seed: 0)
+  var rootRegistration: UInt32 = 0
+  var maxNodes = 0
+  var maxDelayMicroseconds: UInt32 = 0
+  var user: UserAccount
+
+  /// Packets from before INIT and replies, in front of the queue.
+  private var early: [[UInt8]] = []
+  private var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
+  private(set) var isEnded = false
+  /// The connection is closed once everything queued has been sent.
+  private var isClosing = false
+  private var wantsWritable = false
+  private var isInputPaused = false
+  var resync: Resync?
+  /// Since when records are being dropped.
+  var losingSince: Timestamp?
+  private(set) var lostCount: UInt64 = 0
+
+  init(
+    id: UInt64, socket: consuming OwnedDescriptor, peer: PeerIdentity, user: UserAccount, hub: Hub
+  ) {
+    self.id = id
+    self.socket = socket
+    self.peer = peer
+    self.user = user
+    self.hub = hub
+    unsafe state = UnsafeMutablePointer<SessionState>.allocate(capacity: 1)
+    unsafe state.initialize(
+      to: SessionState(
+        id: id, isTree: false, events: [], options: 0, ownPID: peer.pid,
+        queue: PacketQueue(
+          limit: 0, maxPacket: 0, userQueued: user.queued, userLimit: user.queueLimit)))
+    user.sessions += 1
+  }
+
+  deinit {
+    unsafe state.pointee.queue.release()
+    unsafe state.deallocate()
+  }
+
+  var isAttached: Bool { filesystem != nil }
+  var isTree: Bool { scope != nil }
+  var isPrivileged: Bool { peer.isPrivileged }
+  var nodeCount: Int { identities.count }
+  var hasPendingSync: Bool { !pendingSyncs.isEmpty }
+
+  /// What the group's mark must ask for on this session's behalf.
+  var wantedEvents: EventMask { unsafe state.pointee.events }
+
+  // MARK: Input
+
+  /// Packets dealt with in one turn of the loop, so that others have theirs.
+  private static let packetsPerTurn = 32
+  private static let earlyLimit = 8
+
+  func becameReady(_ readiness: Readiness) {
+    if readiness.contains(.writable) { flush() }
+    guard !isEnded, !isClosing else {
+      if readiness.contains(.hangUp) || readiness.contains(.error) { end("the peer hung up") }
+      return
+    }
+    if readiness.contains(.readable) {
+      receive()
+    } else if readiness.contains(.hangUp) || readiness.contains(.error) {
+      end("the peer hung up")
+    }
+  }
+
+  private func receive() {
+    for _ in 0..<Self.packetsPerTurn {
+      guard !isEnded, !isClosing, canReply else { break }
+      switch hub.receiver.receive(from: socket.rawValue) {
+      case .nothing: return flush()
+      case .hangUp: return end("the peer hung up")
+      case .failed(let error): return end("\(error)")
+      case .tooLarge: violate(.malformed("The packet is longer than 131,072 bytes, or its descriptors could not be received."))
+      case .packet(let descriptors): handlePacket(descriptors)
+      }
+    }
+    flush()
+  }
+
+  /// There is room for the answer to whatever comes next, and no earlier
+  /// request waits for its own: replies come in the order of the requests.
+  private var canReply: Bool {
+    guard pendingSyncs.isEmpty else { return false }
+    return isAttached ? unsafe state.pointee.queue.hasRoomForReply : early.count < Self.earlyLimit
+  }
+
+  private func handlePacket(_ descriptors: DescriptorList) {
+    let (type, unique) = hub.receiver.withPacket { RequestDecoder.header($0) }
+    do throws(RequestError) {
+      let request = try hub.receiver.withPacket { packet throws(RequestError) in
+        try RequestDecoder.decode(packet, descriptors: descriptors.numbers.count)
+      }
+      try handle(request, type: type, unique: unique, descriptors)
+    } catch {
+      if error.isProtocolError {
+        violate(error)
+      } else {
+        reply(ReplyBuilder.error(EINVAL, error.text, type: type, unique: unique))
+      }
+    }
+  }
+
+  /// Answers -EPROTO, says so in the log, and ends the session.
+  func violate(_ error: RequestError) {
+    let (type, unique) = hub.receiver.withPacket { RequestDecoder.header($0) }
+    hub.report(
+      Diagnostic(
+        .protocolViolation, .warning, "A client broke the protocol and was cut off: \(error.text)",
+        session: id, share: share, peer: peer, errno: EPROTO))
+    reply(ReplyBuilder.error(EPROTO, error.text, type: type, unique: unique))
+    closeWhenSent()
+  }
+
+  // MARK: Output
+
+  /// Queues a finished packet behind everything that is queued.
+  func reply(_ packet: [UInt8]) {
+    guard !isEnded else { return }
+    guard isAttached else {
+      early.append(packet)
+      return
+    }
+    let fits = unsafe packet.withUnsafeBytes { unsafe state.pointee.queue.append($0) }
+    if !fits { end("its replies do not fit into its queue") }
+  }
+
+  /// Sends what can be sent without blocking.
+  func flush() {
+    guard !isEnded else { return }
+    do {
+      while try sendOnce() {}
+    } catch {
+      return end("\(error)")
+    }
+    if isDrained {
+      if unsafe isAttached && state.pointee.isLosing { return announceLoss() }
+      if isClosing { return end("closed by the daemon") }
+      continueResync()
+    }
+    adjustReadiness()
+  }
+
+  private var isDrained: Bool { unsafe early.isEmpty && state.pointee.queue.isEmpty }
+
+  /// One sendmmsg; true when there may be more to send.
+  private func sendOnce() throws(SystemError) -> Bool {
+    if !early.isEmpty { return try sendEarly() }
+    guard unsafe !state.pointee.queue.isEmpty else { return false }
+    return try unsafe withUnsafeTemporaryAllocation(of: iovec.self, capacity: 64) {
+      pieces throws(SystemError) in
+      let count = unsafe state.pointee.queue.gather(pieces)
+      let sent = unsafe hw_send_packets(socket.rawValue, pieces.baseAddress, UInt32(count))
+      if sent == -EAGAIN { return false }
+      unsafe state.pointee.queue.drop(Int(try checked(sent, "sendmmsg")))
+      return unsafe !state.pointee.queue.isEmpty
+    }
+  }
+
+  private func sendEarly() throws(SystemError) -> Bool {
+    let sent = unsafe early[0].withUnsafeMutableBytes { bytes in
+      var piece = unsafe iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
+      return unsafe hw_send_packets(socket.rawValue, &piece, 1)
+    }
+    if sent == -EAGAIN { return false }
+    try checked(sent, "sendmmsg")
+    early.removeFirst()
+    return true
+  }
+
+  /// Waits for room when something is left, and for requests while there is
+  /// room for replies.
+  private func adjustReadiness() {
+    let writable = !isDrained
+    let paused = !canReply || isClosing
+    guard writable != wantsWritable || paused != isInputPaused else { return }
+    (wantsWritable, isInputPaused) = (writable, paused)
+    var readiness: Readiness = []
+    if writable { readiness.insert(.writable) }
+    if !paused { readiness.insert(.readable) }
+    source?.setReadiness(readiness)
+  }
+
+  func closeWhenSent() {
+    isClosing = true
+    flush()
+  }
+
+  /// DETACHED, then the end.
+  func detach(_ reason: UInt32) {
+    guard !isEnded, !isClosing else { return }
+    if isAttached { reply(ReplyBuilder.detached(reason: reason)) }
+    closeWhenSent()
+  }
+
+  func end(_ reason: String) {
+    guard !isEnded else { return }
+    isEnded = true
+    source?.cancel()
+    source = nil
+    resync = nil
+    if let filesystem {
+      identities.forEach { filesystem.router.nodes.remove($0) }
+      identities.removeAll()
+      filesystem.remove(slot: slot)
+    }
+    user.sessions -= 1
+    hub.ended(self, reason)
+  }
+
+  // MARK: SYNC
+
+  func addSync(_ unique: UInt64) {
+    guard let filesystem else { return }
+    pendingSyncs.append((unique, filesystem.barrier))
+    filesystem.sync(self)
+  }
+
+  /// Answers what the records read so far cover, unless a resync runs.
+  func answerSyncs(_ recordsRead: UInt64) {
+    guard resync == nil, unsafe !state.pointee.isLosing else { return }
+    while let sync = pendingSyncs.first, sync.barrier <= recordsRead {
+      pendingSyncs.removeFirst()
+      reply(ReplyBuilder.synced(unique: sync.unique))
+    }
+  }
+
+  func countLoss() { lostCount += 1 }
+}
+
+/// What one user's sessions have together.
+@safe final class UserAccount {
+  let uid: UInt32
+  var sessions = 0
+  /// Bytes queued for all of them.
+  let queued: UnsafeMutablePointer<Int>
+  let queueLimit: Int
+
+  init(uid: UInt32, queueLimit: Int) {
+    self.uid = uid
+    self.queueLimit = queueLimit
+    unsafe queued = UnsafeMutablePointer<Int>.allocate(capacity: 1)
+    unsafe queued.initialize(to: 0)
+  }
+
+  deinit { unsafe queued.deallocate() }
+}

@@ -1,0 +1,319 @@
+import CFanotify
+import CHostWatch
+import Glibc
+
+/// One superblock that is being watched: its group, its reconciler, and the
+/// sessions and shares that look at it.
+///
+/// In: readiness of the group. Out: records in sessions' queues. One thread;
+/// a batch is read, reconciled and routed before anything else happens.
+final class WatchedFilesystem {
+  /// The superblock's device number.
+  let device: UInt64
+  let magic: UInt32
+  /// A detached clone of a mount of it, for what has to be looked up by handle.
+  let mount: OwnedDescriptor
+  /// The mount table had it when it was attached, so it can be seen to go.
+  let isInMountTable: Bool
+  let router: Router
+  private(set) var reconciler: Reconciler
+  private var group: FanotifyGroup
+  private var source: (any LoopSource)?
+  private var timer: (any LoopTimer)?
+  /// st_dev values known to be this superblock's (btrfs has one per subvolume).
+  private var knownDevices: Set<UInt64>
+
+  /// Sessions by slot.
+  private(set) var sessions: [UInt32: Session] = [:]
+  /// Shares of the configuration that are on it.
+  var shareCount = 0
+
+  /// Records read since the group was made.
+  private(set) var recordsRead: UInt64 = 0
+  private(set) var overflows: UInt64 = 0
+  private(set) var batches: UInt64 = 0
+  private(set) var largestBatch = 0
+  /// The last moment at which the queue is known to have been empty.
+  private(set) var lastEmpty: Timestamp
+  private var lastDrain: UInt64 = 0
+  /// The smallest delay that a session allows, in microseconds.
+  private var delay: UInt64 = 0
+  /// Sessions whose SYNC has not been answered.
+  private var syncing: [Session] = []
+  private var isWaiting = false
+  private(set) var hasOverflowed = false
+
+  private let report: (Diagnostic) -> Void
+  /// Called when the group cannot be read any more.
+  var failed: ((WatchedFilesystem, String) -> Void)?
+
+  /// Records of a storm are kept at most up to here while their window is
+  /// open; then it counts as an overflow.
+  static let retainedLimit = 64 << 20
+  private static let readsPerTurn = 64
+
+  /// Marks the filesystem that `directory` is on.
+  init(directory: Int32, report: @escaping (Diagnostic) -> Void) throws(WatchError) {
+    self.report = report
+    group = try FanotifyGroup(marking: directory)
+    device = group.device
+    lastEmpty = Syscall.coarseNow()
+    do {
+      magic = try Syscall.filesystemMagic(of: directory)
+      knownDevices = [try Syscall.status(of: directory).device]
+      let clone = try? Syscall.cloneMount(directory)
+      if let clone {
+        mount = clone
+      } else {
+        // A mount of another namespace cannot be cloned. The descriptor keeps it busy.
+        mount = OwnedDescriptor(try checked(hw_duplicate(directory), "fcntl(F_DUPFD_CLOEXEC)"))
+      }
+    } catch {
+      throw WatchError(error, "\(error).")
+    }
+    isInMountTable = (try? MountTable.devices().contains(group.device)) ?? false
+    var generator = SystemRandomNumberGenerator()
+    let seed = generator.next()
+    let router = Router(seed: seed)
+    self.router = router
+    let lookup = MountNamespace(mount.rawValue)
+    reconciler = Reconciler(
+      seed: seed, namespace: lookup, emit: { _ in }, overflow: {}, report: { _ in })
+    reconciler = Reconciler(
+      seed: seed, namespace: lookup, emit: { router.route($0) },
+      overflow: { [unowned self] in hasOverflowed = true },
+      report: { [unowned self] in lookupFailed($0) })
+  }
+
+  /// Starts reading events in `loop`.
+  func start(in loop: any EventLoop) throws(SystemError) {
+    source = try loop.watch(group.descriptor.rawValue, for: .readable, priority: .kernel) {
+      [unowned self] _ in becameReadable()
+    }
+    timer = try loop.timer(priority: .kernel) { [unowned self] in waitEnded() }
+  }
+
+  /// Stops reading; the group is closed with the object.
+  func stop() {
+    source?.cancel()
+    timer?.cancel()
+    (source, timer) = (nil, nil)
+  }
+
+  var mask: EventMask { group.mask }
+  var name: String { FilesystemName.name(magic: magic) }
+  var isUnused: Bool { sessions.isEmpty && shareCount == 0 }
+  /// Events in the kernel's queue now.
+  var queuedEvents: Int {
+    max(0, Int(hw_readable_bytes(group.descriptor.rawValue))) / Int(hw_queued_event_size)
+  }
+
+  // MARK: Sessions
+
+  func add(_ session: Session, state: UnsafeMutablePointer<SessionState>, scope: TreeScope?)
+    throws(SystemError) -> UInt32
+  {
+    let slot = unsafe router.add(state, scope: scope)
+    sessions[slot] = session
+    do {
+      try adjustMask()
+    } catch {
+      sessions[slot] = nil
+      router.remove(slot: slot)
+      throw error
+    }
+    return slot
+  }
+
+  func remove(slot: UInt32) {
+    sessions[slot] = nil
+    router.remove(slot: slot)
+    do {
+      try adjustMask()
+    } catch {
+      report(
+        Diagnostic(
+          .filesystemFailed, .warning, "\(name): the mark could not be made smaller: \(error)",
+          errno: error.code))
+    }
+  }
+
+  /// The union of what sessions ask for, and what telling the truth takes.
+  private func adjustMask() throws(SystemError) {
+    delay = UInt64(sessions.values.map(\.maxDelayMicroseconds).min() ?? 0)
+    var wanted: EventMask = []
+    for session in sessions.values { wanted.formUnion(session.wantedEvents) }
+    if !wanted.isDisjoint(with: .namespace) || !router.scopes.isEmpty {
+      wanted.formUnion(.reconciled)
+    }
+    try group.setMask(wanted, directory: mount.rawValue)
+  }
+
+  /// Whether the object behind a descriptor is on this superblock.
+  func holds(device stDevice: UInt64, handle: FileHandle) -> Bool {
+    if knownDevices.contains(stDevice) { return true }
+    // Another st_dev may be a subvolume: then its handle opens here, too, and
+    // gives the same device.
+    guard magic == UInt32(hw_magic_btrfs) || magic == UInt32(hw_magic_overlay),
+      let object = try? Syscall.open(handle, on: mount),
+      let status = try? Syscall.status(of: object.rawValue), status.device == stDevice
+    else { return false }
+    knownDevices.insert(stDevice)
+    return true
+  }
+
+  /// Whether this st_dev is known to be this superblock's.
+  func knows(device stDevice: UInt64) -> Bool { knownDevices.contains(stDevice) }
+
+  // MARK: Reading
+
+  /// Reads at once on a quiet system. When a batch is followed by more at
+  /// once, the next read waits a little: a wake-up for each event costs the
+  /// daemon and the writers more than the events do.
+  private func becameReadable() {
+    let now = Syscall.monotonicMicroseconds()
+    if now - lastDrain < delay {
+      isWaiting = true
+      source?.setReadiness([])
+      timer?.arm(afterMicroseconds: delay - (now - lastDrain))
+      return
+    }
+    drain()
+  }
+
+  private func waitEnded() {
+    guard isWaiting else { return }
+    let before = recordsRead
+    drain()
+    if recordsRead > before && delay > 0 {
+      timer?.arm(afterMicroseconds: delay)
+      return
+    }
+    isWaiting = false
+    source?.setReadiness(.readable)
+  }
+
+  /// Reads until the queue is empty, or for one turn of the loop, and sends what
+  /// came of it.
+  func drain() {
+    router.now = UInt32(truncatingIfNeeded: Syscall.monotonicMicroseconds() / 1000)
+    let emptyBefore = lastEmpty
+    do {
+      for _ in 0..<Self.readsPerTurn {
+        if try readOnce() { break }
+      }
+    } catch {
+      return failed?(self, "\(error)") ?? ()
+    }
+    lastDrain = Syscall.monotonicMicroseconds()
+    for slot in router.takeLosing() { sessions[slot]?.losingSince = emptyBefore }
+    if hasOverflowed { lose(since: emptyBefore) }
+    answerSyncs()
+    flush()
+  }
+
+  private enum ReadFailure: Error, CustomStringConvertible {
+    case call(SystemError)
+    case record(RecordError)
+    var description: String {
+      switch self {
+      case .call(let error): "\(error)"
+      case .record(let error): "a record of the kernel's cannot be read: \(error)"
+      }
+    }
+  }
+
+  /// One read and all that follows from it. True when the queue was empty
+  /// afterwards.
+  private func readOnce() throws(ReadFailure) -> Bool {
+    let segment = reconciler.nextSegment()
+    let before = Syscall.coarseNow()
+    let size: Int
+    do { size = try segment.fill(from: group.descriptor.rawValue) } catch { throw .call(error) }
+    guard size > 0 else {
+      reconciler.recycle(segment)
+      closeWindow(before)
+      return true
+    }
+    let records = reconciler.counters.records
+    do { try reconciler.absorb(segment) } catch { throw .record(error) }
+    let count = Int(reconciler.counters.records - records)
+    recordsRead += UInt64(count)
+    batches += 1
+    largestBatch = max(largestBatch, count)
+    if segment.reachedEnd {
+      if waitForVictim() { return false }
+      closeWindow(before)
+      return true
+    }
+    reconciler.keepOpen(remaining: queuedEvents)
+    if reconciler.retainedBytes > Self.retainedLimit {
+      hasOverflowed = true
+      closeWindow(lastEmpty)
+    }
+    return false
+  }
+
+  /// A RENAME at the end of the queue: its victim's record is queued while the rename still
+  /// holds the directory's lock. Once that is free, it is there. True when
+  /// there is something to read again.
+  private func waitForVictim() -> Bool {
+    guard let directory = reconciler.trailingRename else { return false }
+    if let open = try? Syscall.open(directory, on: mount) { Syscall.waitForDirectoryLock(open) }
+    return queuedEvents > 0
+  }
+
+  private func closeWindow(_ emptyAt: Timestamp) {
+    let renames = reconciler.directoryRenames
+    reconciler.close()
+    router.endWindow(directoryRenames: renames)
+    lastEmpty = emptyAt
+  }
+
+  /// Sends what has gathered in the sessions' queues.
+  func flush() {
+    for slot in router.takeReady() { sessions[slot]?.flush() }
+  }
+
+  // MARK: SYNC
+
+  /// The number of records after which everything complete by now has been
+  /// read.
+  var barrier: UInt64 { recordsRead + UInt64(queuedEvents) }
+
+  /// Answers the session's SYNC as soon as that many have been read.
+  func sync(_ session: Session) {
+    syncing.append(session)
+    drain()
+  }
+
+  private func answerSyncs() {
+    guard !syncing.isEmpty else { return }
+    let waiting = syncing
+    syncing = []
+    for session in waiting {
+      session.answerSyncs(recordsRead)
+      if session.hasPendingSync && !session.isEnded { syncing.append(session) }
+    }
+  }
+
+  private func lose(since: Timestamp) {
+    hasOverflowed = false
+    overflows += 1
+    report(
+      Diagnostic(
+        .kernelQueueOverflow, .warning,
+        "\(name) \(MountTable.text(device)): the kernel's queue of events overflowed; sessions look again at what they hold. Raise fs.fanotify.max_queued_events or queue-events."
+      ))
+    for session in Array(sessions.values) { session.lose(UInt32(HW_LOST_KERNEL), since: since) }
+  }
+
+  private func lookupFailed(_ error: SystemError) {
+    report(
+      Diagnostic(
+        .filesystemFailed, .warning,
+        "\(name) \(MountTable.text(device)): a name could not be looked up: \(error); sessions look again at what they hold.",
+        errno: error.code))
+    hasOverflowed = true
+  }
+}

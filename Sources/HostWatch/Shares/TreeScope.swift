@@ -1,0 +1,28 @@
+/// A share root that TREE sessions look at: the sessions, the directories
+/// inside it, and how its filesystem's handles carry inode numbers.
+///
+/// Sessions with the same root share one scope.
+final class TreeScope {
+  let root: FileHandle
+  let layout: InodeLayout
+  var index: DirectoryIndex
+  /// Slots of the sessions.
+  var sessions: [UInt32] = []
+  /// Directories that moved from one whose place was asked of the filesystem
+  /// after the fact, and when that was routed (milliseconds, monotonic).
+  var doubtful: [(FileHandle, UInt32)] = []
+
+  /// - Parameter mount: a detached clone whose root is the share's root.
+  init(root: FileHandle, layout: InodeLayout, mount: consuming OwnedDescriptor, seed: UInt64) {
+    self.root = root
+    self.layout = layout
+    index = DirectoryIndex(root: root, mount: mount, seed: seed)
+  }
+
+  /// Inode number and generation of an object; (1, 0) for the share's root;
+  /// nil for a handle that is not of this filesystem's kind.
+  func identity(_ handle: HandleView) -> NodeID? {
+    if root.withView({ $0 == handle }) { return .root }
+    return layout.identity(in: handle)
+  }
+}

@@ -1,0 +1,192 @@
+import CFanotify
+import Glibc
+
+/// The system calls the library makes, each once. Nothing else calls the
+/// kernel, but for the receive and send of `PacketSocket`, the group's read and the queues'
+/// memory.
+enum Syscall {
+  /// What statx(2) tells, as far as the daemon wants to know it.
+  struct Status {
+    var device: UInt64
+    var inode: UInt64
+    var mode: UInt32
+    var links: UInt32
+    var ctime: Timestamp
+    var mountID: UInt64
+
+    /// S_IFMT is 0o170000, S_IFDIR 0o040000.
+    var isDirectory: Bool { mode & 0o170000 == 0o040000 }
+  }
+
+  /// An O_PATH descriptor of a directory.
+  static func openDirectory(_ path: String) throws(SystemError) -> OwnedDescriptor {
+    let fd = unsafe path.withCString { unsafe hw_openat(AT_FDCWD, $0, O_PATH | O_DIRECTORY, 0) }
+    return OwnedDescriptor(try checked(fd, "open(\(path))"))
+  }
+
+  /// An O_PATH descriptor of `name` in a directory, the link itself if it is one.
+  static func openEntry(
+    of directory: borrowing OwnedDescriptor, name: [UInt8]
+  ) throws(SystemError) -> OwnedDescriptor {
+    let terminated = name.map { CChar(bitPattern: $0) } + [0]
+    let fd = unsafe terminated.withUnsafeBufferPointer {
+      // The buffer is not empty and ends with a NUL.
+      unsafe hw_openat(directory.rawValue, $0.baseAddress!, O_PATH | O_NOFOLLOW, 0)
+    }
+    return OwnedDescriptor(try checked(fd, "openat"))
+  }
+
+  /// A detached clone of the mount that `descriptor` is on, with the
+  /// directory as its root. It does not keep the mount busy.
+  static func cloneMount(_ descriptor: Int32) throws(SystemError) -> OwnedDescriptor {
+    OwnedDescriptor(try checked(hw_clone_mount(descriptor), "open_tree(OPEN_TREE_CLONE)"))
+  }
+
+  /// The handle of the object behind a descriptor.
+  static func handle(of descriptor: Int32) throws(SystemError) -> FileHandle {
+    try handle(at: descriptor, "", AT_EMPTY_PATH)
+  }
+
+  /// The handle of the directory above a directory. ENOENT where that is
+  /// outside the mount.
+  static func parentHandle(of directory: borrowing OwnedDescriptor) throws(SystemError)
+    -> FileHandle
+  {
+    try handle(at: directory.rawValue, "..", 0)
+  }
+
+  private static func handle(at descriptor: Int32, _ path: StaticString, _ flags: Int32)
+    throws(SystemError) -> FileHandle
+  {
+    var raw = hw_file_handle()
+    var mountID: Int32 = 0
+    let result = unsafe path.utf8Start.withMemoryRebound(
+      to: CChar.self, capacity: path.utf8CodeUnitCount + 1
+    ) { unsafe hw_name_to_handle_at(descriptor, $0, flags, &raw, &mountID) }
+    try checked(result, "name_to_handle_at")
+    return FileHandle(raw)
+  }
+
+  /// An O_PATH descriptor of the object that has this handle, on the
+  /// filesystem that `mount` belongs to. ESTALE when it is gone.
+  static func open(_ handle: FileHandle, on mount: borrowing OwnedDescriptor)
+    throws(SystemError) -> OwnedDescriptor
+  {
+    try open(handle, onMount: mount.rawValue)
+  }
+
+  static func open(_ handle: FileHandle, onMount mount: Int32) throws(SystemError)
+    -> OwnedDescriptor
+  {
+    var raw = handle.raw
+    return OwnedDescriptor(
+      try checked(unsafe hw_open_by_handle_path(mount, &raw), "open_by_handle_at"))
+  }
+
+  static func status(of descriptor: Int32) throws(SystemError) -> Status {
+    var raw = statx()
+    let wanted = UInt32(STATX_BASIC_STATS) | UInt32(0x1000) /* STATX_MNT_ID: Linux 5.8 */
+    let result = unsafe hw_statx(descriptor, "", AT_EMPTY_PATH, wanted, &raw)
+    try checked(result, "statx")
+    return Status(
+      device: UInt64(gnu_dev_makedev(raw.stx_dev_major, raw.stx_dev_minor)),
+      inode: raw.stx_ino, mode: UInt32(raw.stx_mode), links: raw.stx_nlink,
+      ctime: Timestamp(seconds: raw.stx_ctime.tv_sec, nanoseconds: raw.stx_ctime.tv_nsec),
+      mountID: raw.stx_mnt_id)
+  }
+
+  /// Looks a name up that no filesystem can hold, in `directory`: the kernel
+  /// takes the directory's lock for that, so a rename that holds it has
+  /// queued all its events when this returns. It leaves nothing behind.
+  static func waitForDirectoryLock(_ directory: borrowing OwnedDescriptor) {
+    var ignored = statx()
+    unsafe overlongName.withUnsafeBufferPointer { name in
+      // The buffer is not empty and ends with a NUL.
+      _ = unsafe hw_statx(directory.rawValue, name.baseAddress!, 0, 0, &ignored)
+    }
+  }
+
+  private static let overlongName = [CChar](repeating: 0x78, count: 300) + [0]
+
+  /// f_type of the filesystem.
+  static func filesystemMagic(of descriptor: Int32) throws(SystemError) -> UInt32 {
+    var raw = statfs()
+    guard unsafe fstatfs(descriptor, &raw) == 0 else { throw SystemError("fstatfs", errno) }
+    return UInt32(truncatingIfNeeded: raw.f_type)
+  }
+
+  /// Where the descriptor is, seen through its mount: "/" for the mount's
+  /// root and for what is outside it. Raw bytes.
+  static func path(of descriptor: borrowing OwnedDescriptor) throws(SystemError) -> [UInt8] {
+    var failure: Int32 = 0
+    let bytes = unsafe [UInt8](unsafeUninitializedCapacity: 4096) { buffer, count in
+      // The buffer has 4096 bytes, as PATH_MAX.
+      let result = unsafe buffer.withMemoryRebound(to: CChar.self) {
+        unsafe hw_readlink_descriptor(descriptor.rawValue, $0.baseAddress!, $0.count)
+      }
+      count = result < 0 ? 0 : Int(result)
+      failure = result < 0 ? -result : 0
+    }
+    guard failure == 0 else { throw SystemError("readlink", failure) }
+    return bytes
+  }
+
+  /// All bytes of a small file, as procfs has them.
+  static func contents(of path: String) throws(SystemError) -> [UInt8] {
+    let fd = unsafe path.withCString { unsafe hw_openat(AT_FDCWD, $0, O_RDONLY, 0) }
+    let file = OwnedDescriptor(try checked(fd, "open(\(path))"))
+    return try contents(of: file.rawValue, path)
+  }
+
+  private static func contents(of fd: Int32, _ path: String) throws(SystemError) -> [UInt8] {
+    var all: [UInt8] = []
+    var chunk = [UInt8](repeating: 0, count: 65536)
+    while true {
+      let got = unsafe chunk.withUnsafeMutableBytes { unsafe read(fd, $0.baseAddress, $0.count) }
+      if got < 0 && errno == EINTR { continue }
+      guard got >= 0 else { throw SystemError("read(\(path))", errno) }
+      if got == 0 { return all }
+      all.append(contentsOf: chunk[0..<got])
+    }
+  }
+
+  /// The real uid of a process.
+  static func owner(ofProcess pid: Int32) throws(SystemError) -> UInt32 {
+    let text = String(decoding: try contents(of: "/proc/\(pid)/status"), as: UTF8.self)
+    for line in text.split(separator: "\n") where line.hasPrefix("Uid:") {
+      let fields = line.split { $0 == "\t" || $0 == " " }
+      if fields.count > 1, let uid = UInt32(fields[1]) { return uid }
+    }
+    throw SystemError("read(/proc/\(pid)/status)", ESRCH)
+  }
+
+  /// Microseconds on CLOCK_MONOTONIC.
+  static func monotonicMicroseconds() -> UInt64 {
+    var now = timespec()
+    _ = unsafe clock_gettime(CLOCK_MONOTONIC, &now)
+    return UInt64(now.tv_sec) * 1_000_000 + UInt64(now.tv_nsec) / 1000
+  }
+
+  /// The moment that may be compared with ctimes: CLOCK_REALTIME_COARSE less
+  /// one nanosecond.
+  static func coarseNow() -> Timestamp {
+    var now = timespec()
+    _ = unsafe clock_gettime(CLOCK_REALTIME_COARSE, &now)
+    let nanoseconds = Int64(now.tv_nsec) - 1
+    return nanoseconds < 0
+      ? Timestamp(seconds: Int64(now.tv_sec) - 1, nanoseconds: 999_999_999)
+      : Timestamp(seconds: Int64(now.tv_sec), nanoseconds: UInt32(nanoseconds))
+  }
+}
+
+/// A moment on CLOCK_REALTIME, as filesystems stamp their inodes.
+struct Timestamp: Comparable {
+  var seconds: Int64
+  var nanoseconds: UInt32
+
+  static let zero = Timestamp(seconds: 0, nanoseconds: 0)
+
+  static func < (a: Timestamp, b: Timestamp) -> Bool {
+    a.seconds != b.seconds ? a.seconds < b.seconds : a.nanoseconds < b.nanoseconds
+  }
+}

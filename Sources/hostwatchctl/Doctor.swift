@@ -1,0 +1,43 @@
+import ArgumentParser
+
+struct Doctor: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    abstract: "Find out why changes are not seen, and what to do about it.",
+    discussion: """
+      Checks the kernel, the privileges of this process, the limits of fanotify and the daemon; \
+      with PATH also whether the filesystem there can be watched and its objects be told apart. \
+      Run it as root: the daemon's own calls are then tried, and nothing is changed by that.
+
+      Each line is "ok", "warn" (it works, but not everywhere or not for ever) or "fail". The \
+      exit status is 1 if something fails, else 0.
+
+      With --json the output is one object: {"ok": bool, "checks": [{"name", "state", "finding", \
+      "advice"}]}.
+      """)
+
+  @OptionGroup var daemon: DaemonOptions
+
+  @Flag(help: "Print one JSON object.")
+  var json = false
+
+  @Argument(help: "A directory that is to be watched.", completion: .directory)
+  var path: String?
+
+  func run() throws {
+    var checks = HostChecks.all()
+    if let path { checks += FilesystemChecks(path: path).all() }
+    checks += DaemonChecks.all(socketPath: daemon.socketPath)
+    let failed = checks.contains { $0.state == .fail }
+    var output = Output()
+    if json {
+      let report = JSON.object([
+        "ok": .bool(!failed), "checks": .array(checks.map(\.json)),
+      ])
+      output.line(report.encoded)
+    } else {
+      for line in checks.flatMap(\.lines) { output.line(line) }
+    }
+    output.flush()
+    if failed { throw Exit.failed }
+  }
+}

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the tests of this folder with a time limit for each; see `run`."""
+
+import os
+import signal
+import sys
+import time
+import unittest
+
+LIMIT = 60  # seconds for one test
+SLOW = 5.0
+
+
+class TimedOut(Exception):
+    pass
+
+
+def on_alarm(_number, _frame):
+    raise TimedOut(f"not done in {LIMIT} s")
+
+
+class Result(unittest.TestResult):
+    def __init__(self):
+        super().__init__()
+        self.passed = 0
+        self.broken = set()
+
+    def startTest(self, test):
+        super().startTest(test)
+        self.began = time.monotonic()
+        signal.alarm(LIMIT)
+
+    def stopTest(self, test):
+        signal.alarm(0)
+        super().stopTest(test)
+        spent = time.monotonic() - self.began
+        if spent > SLOW:
+            print(f"slow    {test.id()}: {spent:.1f} s", flush=True)
+
+    def addSuccess(self, test):
+        super().addSuccess(test)
+        if test.id() not in self.broken:
+            self.passed += 1
+
+    def _broken(self, test, error, part=None):
+        self.broken.add(test.id())
+        print(f"FAILED  {part or test.id()}", flush=True)
+        print(self._exc_info_to_string(error, test), flush=True)
+
+    def addError(self, test, error):
+        super().addError(test, error)
+        self._broken(test, error)
+
+    def addFailure(self, test, error):
+        super().addFailure(test, error)
+        self._broken(test, error)
+
+    def addSubTest(self, test, subtest, error):
+        super().addSubTest(test, subtest, error)
+        if error is not None:
+            self._broken(test, error, subtest.id())
+
+    def addSkip(self, test, reason):
+        super().addSkip(test, reason)
+        print(f"skipped {test.id()}: {reason}", flush=True)
+
+
+def main():
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path.insert(0, here)
+    signal.signal(signal.SIGALRM, on_alarm)
+    loader = unittest.TestLoader()
+    loader.testNamePatterns = [f"*{word}*" for word in sys.argv[1:]] or None
+    suite = loader.discover(here, "test_*.py", here)
+    result = Result()
+    began = time.monotonic()
+    try:
+        suite.run(result)
+    except KeyboardInterrupt:
+        print("interrupted")
+        return 130
+    print(f"{time.monotonic() - began:.0f} s")
+    print(f"{result.passed} passed, {len(result.broken)} failed, "
+          f"{len(result.skipped)} skipped")
+    return 1 if result.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
