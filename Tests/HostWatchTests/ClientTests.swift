@@ -1,6 +1,5 @@
 import CHostWatch
 import Glibc
-import Synchronization
 import Testing
 
 @testable import HostWatch
@@ -22,7 +21,7 @@ import Testing
   }
 
   @Test func initCarriesTheAttachment() async throws {
-    let seen = Mutex<[UInt8]>([])
+    let seen = Locked<[UInt8]>([])
     let connection = try FakeDaemon.start { daemon in
       guard let request = daemon.receive() else { return }
       seen.withLock { $0 = request.packet }
@@ -43,7 +42,7 @@ import Testing
 
   @Test func aDirectoryGoesAsADescriptor() async throws {
     let directory = unsafe open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    let count = Mutex(-1)
+    let count = Locked(-1)
     let connection = try FakeDaemon.start { daemon in
       guard let request = daemon.receive() else { return }
       count.withLock { $0 = request.descriptors }
@@ -155,7 +154,7 @@ import Testing
   }
 
   @Test func reconnectGoesOn() async throws {
-    let connections = Mutex<[Client.Connection]>(
+    let connections = Locked<[Client.Connection]>(
       try (1...2).map { id in try FakeDaemon.start { $0.grant(id: UInt64(id)) } })
     let client = try await Client(Self.attachment) { () throws(Client.Failure) in
       guard let next = connections.withLock({ $0.isEmpty ? nil : $0.removeFirst() }) else {
@@ -176,7 +175,7 @@ import Testing
 
   @Test func aSlowConsumerStopsTheReaderAndLosesNothing() async throws {
     let total: UInt64 = 100_000
-    let stalled = Mutex(false)
+    let stalled = Locked(false)
     let client = try await client(bufferLimitBytes: 65536) { daemon in
       for packet in Packets.storm(1...total) {
         if daemon.trySend(packet) { continue }

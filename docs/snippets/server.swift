@@ -1,6 +1,8 @@
 import HostWatch
 
 /// What a FUSE server has already: its inodes, and a way to notify its kernel.
+/// `.none` and an empty name stand for what the session does not know; there
+/// is nothing to forget then.
 protocol FuseServer: AnyObject, Sendable {
   /// Forgets attributes and pages; for a directory its listing too.
   func invalidate(_ node: NodeID)

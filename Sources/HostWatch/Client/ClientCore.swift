@@ -47,7 +47,7 @@ final class ClientCore: Sendable {
   private let directory: Int32
   let bufferLimitBytes: Int
   private let connecting: @Sendable () throws(Failure) -> Client.Connection
-  let state = Mutex(State())
+  let state = Locked(State())
   let room = ThreadSemaphore()
   private let lastWaiter = Atomic<UInt64>(0)
 

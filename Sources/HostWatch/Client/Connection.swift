@@ -34,7 +34,7 @@ extension HostWatchClient {
 
     // Closed in deinit, and by nobody before.
     private let socket: Int32
-    private let incoming = Mutex(Incoming())
+    private let incoming = Locked(Incoming())
     private let lastUnique = Atomic<UInt64>(0)
 
     private struct Incoming {

@@ -109,9 +109,9 @@ final class Reconciler {
   /// Bytes of records kept because their window is open.
   var retainedBytes: Int { segments.count * EventSegment.capacity }
 
-  /// Takes the records of one read. `isLast`: the queue was empty afterwards.
-  /// False when the last record is a RENAME whose victim may be about to
-  /// follow; it has not been passed on then.
+  /// Takes the records of one read. They are passed on by `close` or
+  /// `keepOpen`, so that what comes with the next read may say more about the
+  /// last of them.
   func absorb(_ segment: EventSegment) throws(RecordError) {
     let first = events.count
     segments.append(segment)
@@ -129,11 +129,9 @@ final class Reconciler {
     return FileHandle(directory)
   }
 
-  /// Passes on what has been absorbed. `holdingLast`: keep back a RENAME at
-  /// the end, since what follows it may say more about it.
-  func passOn(holdingLast: Bool) {
-    let end = holdingLast && trailingRename != nil ? events.count - 1 : events.count
-    while emitted < end {
+  /// Passes on what has been absorbed.
+  private func passOn() {
+    while emitted < events.count {
       emit(at: emitted)
       emitted += 1
     }
@@ -141,7 +139,7 @@ final class Reconciler {
 
   /// The queue was empty after the last read: everything is closed.
   func close() {
-    passOn(holdingLast: false)
+    passOn()
     settle()
     emitDeaths(before: events.count)
     reset()
@@ -149,9 +147,10 @@ final class Reconciler {
 
   /// The queue held `remaining` records after the last read.
   func keepOpen(remaining: Int) {
-    passOn(holdingLast: true)
+    // Settling needs a model that has every record noted so far.
+    passOn()
     settle()
-    barriers.append((upTo: emitted, whenRead: events.count + remaining))
+    barriers.append((upTo: events.count, whenRead: events.count + remaining))
     var closed = 0
     while let barrier = barriers.first, barrier.whenRead <= events.count {
       closed = barrier.upTo
@@ -289,22 +288,24 @@ final class Reconciler {
   }
 
   /// Whether the record after a RENAME is its victim's: the same process, an
-  /// object that lost a link, and not the link count that goes with a link or
-  /// unlink, which is followed by its CREATE or DELETE.
+  /// object that lost a link, and nothing in the window about that object under
+  /// another name, as it would be if the link count were a link's or unlink's.
   private func replacesSomething(at index: Int) -> Bool {
     guard index + 1 < events.count else { return false }
     let (rename, victim) = (events[index], events[index + 1])
     guard victim.pid == rename.pid, !victim.events.isDisjoint(with: [.attrib, .deleteSelf]),
-      victim.events.isDisjoint(with: .namespace), let lost = object(victim),
+      victim.events.isDisjoint(with: .namespace),
       isSelfEvent(victim, segments[Int(victim.segment)]),
-      let moved = object(rename), moved != lost
+      let lost = object(victim), let moved = object(rename), moved != lost,
+      let directory = segments[Int(rename.segment)].handle(rename.newDirectory)
     else { return false }
-    guard index + 2 < events.count else { return true }
-    let next = events[index + 2]
-    guard next.pid == victim.pid, !next.events.isDisjoint(with: [.create, .delete]),
-      let other = object(next)
-    else { return true }
-    return other != lost
+    let segment = segments[Int(rename.segment)]
+    let entry = entryHash(directory, segment.name(rename.newName, rename.newNameSize))
+    var isElsewhere = false
+    window.forEachTouch(of: window.object(lost.hash(seed: seed), event: UInt32(index + 1))) {
+      if $0.entry != entry { isElsewhere = true }
+    }
+    return !isElsewhere
   }
 
   private func object(_ event: KernelEvent) -> HandleView? {
@@ -361,7 +362,7 @@ final class Reconciler {
     directoryRenames = 0
     for index in events.indices { note(index) }
     // All of these have been settled; only what comes from now on is new.
-    for index in window.suspects { window.markClean(Int(index)) }
+    window.markSettled()
   }
 
   // MARK: Settling
@@ -374,33 +375,33 @@ final class Reconciler {
     /// A touch with an event, from which directory and name can be had.
     var touch: ReconcilerWindow.Touch
     var needsLookup = false
+    /// Something about it is new since the last settling.
+    var isFresh = false
   }
 
   private func settle() {
+    defer { window.markSettled() }
     guard !window.suspects.isEmpty else { return }
     var holdings = doubtfulEntries()
     guard !holdings.isEmpty else { return }
     replay(into: &holdings)
-    for (entry, holding) in holdings where holding.needsLookup && holding.touches < 2 {
-      holdings[entry] = nil
-    }
-    correct(holdings)
-    for index in window.suspects { window.markClean(Int(index)) }
+    correct(holdings.filter { $0.value.isFresh && $0.value.touches >= 2 })
   }
 
   /// The entries touched by objects of which records may stand for several
-  /// operations, and which were not settled since.
+  /// operations.
   private func doubtfulEntries() -> [UInt64: Holding] {
     var entries: [UInt64: Holding] = [:]
     for suspect in window.suspects {
       let flags = window.objects[Int(suspect)].flags
-      guard flags.contains(.dirty) else { continue }
       let isDead = flags.contains(.dead)
       if isDead && !flags.contains(.revisited) { continue }
       window.forEachTouch(of: Int(suspect)) { touch in
         guard touch.event != ReconcilerWindow.noEvent else { return }
-        entries[touch.entry, default: Holding(touch: touch)].needsLookup =
-          entries[touch.entry]?.needsLookup == true || !isDead
+        var holding = entries[touch.entry] ?? Holding(touch: touch)
+        if !isDead { holding.needsLookup = true }
+        if flags.contains(.dirty) { holding.isFresh = true }
+        entries[touch.entry] = holding
       }
     }
     return entries
@@ -408,9 +409,13 @@ final class Reconciler {
 
   /// Applies the window's touches, in the order in which they were passed on.
   private func replay(into holdings: inout [UInt64: Holding]) {
-    for touch in window.touches {
+    for (index, touch) in window.touches.enumerated() {
       guard var holding = holdings[touch.entry] else { continue }
-      if touch.event != ReconcilerWindow.noEvent { holding.touches += 1 }
+      if touch.event != ReconcilerWindow.noEvent {
+        holding.touches += 1
+        // Another object's record may be older than what was settled here.
+        if index >= window.settledTouches { holding.isFresh = true }
+      }
       if touch.sets {
         holding.object = Int(touch.object)
       } else if holding.object == Int(touch.object) {

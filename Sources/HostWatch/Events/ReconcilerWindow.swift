@@ -53,6 +53,8 @@ struct ReconcilerWindow: ~Copyable {
   private var table = [UInt32](repeating: 0, count: 1024)
   /// Objects that may have to be looked up or checked.
   private(set) var suspects: [UInt32] = []
+  /// How many touches had been noted when it was settled last.
+  private(set) var settledTouches = 0
 
   var isEmpty: Bool { objects.isEmpty }
 
@@ -89,7 +91,7 @@ struct ReconcilerWindow: ~Copyable {
   }
 
   mutating func flag(_ object: Int, _ flags: ObjectFlags) {
-    objects[object].flags.formUnion(flags)
+    objects[object].flags.formUnion(flags.union(.dirty))
     list(object)
   }
 
@@ -119,7 +121,11 @@ struct ReconcilerWindow: ~Copyable {
     }
   }
 
-  mutating func markClean(_ object: Int) { objects[object].flags.remove(.dirty) }
+  /// Everything noted so far has been settled.
+  mutating func markSettled() {
+    for suspect in suspects { objects[Int(suspect)].flags.remove(.dirty) }
+    settledTouches = touches.count
+  }
 
   mutating func removeAll() {
     if objects.count * 4 > table.count {
@@ -131,6 +137,7 @@ struct ReconcilerWindow: ~Copyable {
     touches.removeAll(keepingCapacity: true)
     suspects.removeAll(keepingCapacity: true)
     ownedHandles.removeAll()
+    settledTouches = 0
   }
 
   /// Entering an entry twice, leaving it twice, or coming back to one that was

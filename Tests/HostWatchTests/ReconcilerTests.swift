@@ -1,0 +1,242 @@
+import CFanotify
+import CHostWatch
+import Glibc
+import Testing
+
+@testable import HostWatch
+
+/// A client's model of the namespace, kept by the records alone (protocol,
+/// rule 4).
+final class ClientModel {
+  typealias Entry = KernelSimulator.Entry
+  var entries: [Entry: UInt32] = [:]
+  var dead: Set<UInt32> = []
+  var recordsAfterDeath: [UInt32] = []
+  var log: [String] = []
+
+  func apply(_ event: RemoteEvent) {
+    let object = event.object.map { KernelSimulator.number($0) } ?? 0
+    if dead.contains(object) && event.flags & UInt32(HW_CORRECTED) == 0 {
+      recordsAfterDeath.append(object)
+    }
+    let from = entry(event.directory, event.name)
+    let to = entry(event.newDirectory, event.newName)
+    log.append("\(event.mask.eventNames) \(event.flags) \(object) \(describe(from)) \(describe(to)) pid \(event.pid)")
+    if event.mask.contains(.rename), let from, let to {
+      if entries[from] == object { entries[from] = nil }
+      entries[to] = object
+    } else if event.mask.contains(.create), let from {
+      entries[from] = object
+    } else if event.mask.contains(.delete), let from {
+      if entries[from] == object { entries[from] = nil }
+    }
+    if event.mask.contains(.deleteSelf) { dead.insert(object) }
+  }
+
+  private func entry(_ directory: HandleView?, _ name: NameView) -> Entry? {
+    guard let directory else { return nil }
+    return Entry(
+      directory: KernelSimulator.number(directory), name: String(decoding: name.bytes, as: UTF8.self))
+  }
+
+  private func describe(_ entry: Entry?) -> String { entry.map { "\($0.directory)/\($0.name)" } ?? "-" }
+}
+
+/// splitmix64: the same numbers for the same seed, everywhere.
+struct SeededGenerator: RandomNumberGenerator {
+  var state: UInt64
+  mutating func next() -> UInt64 {
+    state &+= 0x9E37_79B9_7F4A_7C15
+    var z = state
+    z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
+    z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
+    return z ^ (z >> 31)
+  }
+}
+
+/// One random history: a filesystem, its queue, a reconciler, a client.
+struct History {
+  let simulator = KernelSimulator()
+  let model = ClientModel()
+  let reconciler: Reconciler
+  var generator: SeededGenerator
+  let names: [String]
+  let writers: Int32
+
+  init(seed: UInt64) {
+    generator = SeededGenerator(state: seed)
+    let count = Int.random(in: 2...5, using: &generator)
+    names = ["a", "b", "c", "d", "e"].prefix(count).map { $0 }
+    writers = Int32.random(in: 1...3, using: &generator)
+    let model = model
+    reconciler = Reconciler(
+      seed: seed, namespace: simulator, emit: { model.apply($0) }, overflow: {},
+      report: { Issue.record("\($0)") })
+  }
+
+  mutating func run(operations: Int) throws {
+    var isOpen = false
+    for _ in 0..<operations {
+      operate()
+      guard Int.random(in: 0..<12, using: &generator) == 0 else { continue }
+      isOpen = try read(all: Bool.random(using: &generator)) || isOpen
+    }
+    // SYNC: the queue is read to its end, and nothing else happens.
+    simulator.releaseAll(pid: 1)
+    _ = try read(all: true)
+  }
+
+  /// Reads all of the queue, or a part; operations may happen between the
+  /// read and the settling. True when the window stayed open.
+  private mutating func read(all: Bool) throws -> Bool {
+    let count = simulator.queue.count
+    let size = all ? count : Int.random(in: 0...count, using: &generator)
+    let segment = reconciler.nextSegment()
+    segment.fill(with: simulator.read(size))
+    try reconciler.absorb(segment)
+    if !all, Bool.random(using: &generator) { operate() }
+    if simulator.queue.isEmpty && all {
+      reconciler.close()
+      return false
+    }
+    reconciler.keepOpen(remaining: simulator.queue.count)
+    return true
+  }
+
+  private mutating func entry() -> KernelSimulator.Entry {
+    let directories = simulator.inodes.values.filter { $0.isDirectory && $0.links > 0 }
+      .map(\.number).sorted()
+    let directory = directories.prefix(4).randomElement(using: &generator) ?? 1
+    return .init(directory: directory, name: names.randomElement(using: &generator) ?? "a")
+  }
+
+  private mutating func operate() {
+    let pid = Int32.random(in: 1...writers, using: &generator)
+    let (a, b) = (entry(), entry())
+    switch Int.random(in: 0..<20, using: &generator) {
+    case 0..<4: simulator.create(a, isDirectory: false, pid: pid)
+    case 4: simulator.create(a, isDirectory: true, pid: pid)
+    case 5: simulator.write(a, pid: pid)
+    case 6: simulator.changeMode(a, pid: pid)
+    case 7..<9: simulator.link(a, b, pid: pid)
+    case 9..<12: simulator.remove(a, pid: pid)
+    case 12..<17: simulator.rename(a, b, pid: pid)
+    case 17: simulator.exchange(a, b, pid: pid)
+    case 18: simulator.hold(a)
+    default: if Int.random(in: 0..<4, using: &generator) == 0 { simulator.releaseAll(pid: pid) }
+    }
+  }
+}
+
+@Suite struct ReconcilerTests {
+  /// HOSTWATCH_HISTORIES sets how many are run; the seed of a failing one is
+  /// in its message, and HOSTWATCH_SEED runs that one alone.
+  @Test func everyHistoryConverges() throws {
+    let count = number("HOSTWATCH_HISTORIES").map { Int($0) } ?? 3000
+    let only = number("HOSTWATCH_SEED")
+    var (merges, corrected, lookups, failures) = (0, UInt64(0), 0, 0)
+    for seed in only.map({ [$0] }) ?? Array(1...UInt64(count)) {
+      var history = History(seed: seed)
+      try history.run(operations: 80)
+      merges += history.simulator.merges
+      lookups += history.simulator.lookups
+      corrected += history.reconciler.counters.corrected
+      let actual = history.simulator.entries
+      guard history.model.entries != actual || !history.model.recordsAfterDeath.isEmpty else {
+        continue
+      }
+      failures += 1
+      if failures <= 3 {
+        if only != nil { print(history.model.log.joined(separator: "\n")) }
+        Issue.record("seed \(seed): \(difference(history.model.entries, actual)); after death: \(history.model.recordsAfterDeath)")
+      }
+    }
+    #expect(failures == 0, "of \(count) histories")
+    // The trap was sprung: the kernel merged, and corrections were needed.
+    print("histories \(count): merged \(merges), lookups \(lookups), corrected \(corrected)")
+    if only == nil { #expect(merges > 0 && corrected > 0) }
+  }
+
+  private func number(_ variable: String) -> UInt64? {
+    guard let text = unsafe getenv(variable) else { return nil }
+    return unsafe UInt64(String(cString: text))
+  }
+
+  private func difference(
+    _ model: [KernelSimulator.Entry: UInt32], _ actual: [KernelSimulator.Entry: UInt32]
+  ) -> String {
+    Set(model.keys).union(actual.keys).filter { model[$0] != actual[$0] }.map {
+      "\($0.directory)/\($0.name): model \(model[$0] ?? 0), filesystem \(actual[$0] ?? 0)"
+    }.sorted().joined(separator: "; ")
+  }
+
+  private func run(_ body: (KernelSimulator) -> Void) throws -> (KernelSimulator, ClientModel, Reconciler) {
+    let (simulator, model) = (KernelSimulator(), ClientModel())
+    let reconciler = Reconciler(
+      seed: 1, namespace: simulator, emit: { model.apply($0) }, overflow: {},
+      report: { Issue.record("\($0)") })
+    body(simulator)
+    let segment = reconciler.nextSegment()
+    segment.fill(with: simulator.read(simulator.queue.count))
+    try reconciler.absorb(segment)
+    reconciler.close()
+    return (simulator, model, reconciler)
+  }
+
+  private func entry(_ name: String) -> KernelSimulator.Entry { .init(directory: 1, name: name) }
+
+  @Test func aStormOfNewFilesCostsNoLookup() throws {
+    let (simulator, model, reconciler) = try run { simulator in
+      for number in 0..<200 {
+        simulator.create(entry("t\(number)"), isDirectory: false, pid: 1)
+        simulator.write(entry("t\(number)"), pid: 1)
+        simulator.rename(entry("t\(number)"), entry("f\(number)"), pid: 1)
+        if number % 2 == 0 { simulator.remove(entry("f\(number)"), pid: 1) }
+      }
+    }
+    #expect(model.entries == simulator.entries)
+    #expect(simulator.lookups == 0)
+    #expect(reconciler.counters.corrected == 0)
+  }
+
+  @Test func aLockFileMadeAndRenamedAgainAndAgainCostsNoLookup() throws {
+    let (simulator, model, _) = try run { simulator in
+      for _ in 0..<50 {
+        simulator.create(entry("index.lock"), isDirectory: false, pid: 1)
+        simulator.write(entry("index.lock"), pid: 1)
+        simulator.rename(entry("index.lock"), entry("index"), pid: 1)
+      }
+    }
+    #expect(model.entries == simulator.entries)
+    #expect(simulator.lookups == 0)
+  }
+
+  @Test func aRenameBackAndForthIsSettledByALookup() throws {
+    let (simulator, model, reconciler) = try run { simulator in
+      simulator.create(entry("a"), isDirectory: false, pid: 1)
+      simulator.rename(entry("a"), entry("b"), pid: 1)
+      simulator.rename(entry("b"), entry("a"), pid: 1)
+      simulator.rename(entry("a"), entry("b"), pid: 1)
+    }
+    #expect(simulator.merges == 1)
+    #expect(model.entries == simulator.entries)
+    #expect(reconciler.counters.corrected == 1)
+    #expect(model.log.last?.contains("rename") == true)
+  }
+
+  @Test func aReplacementIsMarkedAndAnUnlinkBehindARenameIsNot() throws {
+    let (_, replaced, _) = try run { simulator in
+      simulator.create(entry("a"), isDirectory: false, pid: 1)
+      simulator.create(entry("b"), isDirectory: false, pid: 1)
+      simulator.rename(entry("a"), entry("b"), pid: 1)
+    }
+    #expect(replaced.log.contains { $0.contains("rename") && $0.contains(" \(HW_REPLACED) ") })
+    let (_, plain, _) = try run { simulator in
+      simulator.create(entry("a"), isDirectory: false, pid: 1)
+      simulator.create(entry("x"), isDirectory: false, pid: 1)
+      simulator.rename(entry("a"), entry("b"), pid: 1)
+      simulator.remove(entry("x"), pid: 1)
+    }
+    #expect(!plain.log.contains { $0.contains("rename") && $0.contains(" \(HW_REPLACED) ") })
+  }
+}
