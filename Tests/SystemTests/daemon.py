@@ -30,7 +30,7 @@ def binary():
               for build in ("release", "debug")]
     builds = [path for path in builds if os.path.exists(path)]
     if not builds:
-        raise unittest.SkipTest("hostwatchd is not built; set HOSTWATCHD")
+        raise RuntimeError("hostwatchd is not built, and HOSTWATCHD is not set")
     return max(builds, key=os.path.getmtime)
 
 
@@ -183,7 +183,7 @@ class Daemon:
                 sock.connect(self.socket)
                 socket.send_fds(theirs, [b"x"], [sock.fileno()])
                 sock.close()
-                theirs.recv(1)  # until the other end is closed
+                theirs.recv(1)  # until the test is done with it
             finally:
                 os._exit(0)
         theirs.close()
@@ -200,6 +200,7 @@ class Daemon:
         def close_both():
             close()
             if client.peer_pid:
+                ours.send(b"x")  # other children may hold copies of this end
                 ours.close()
                 os.waitpid(client.peer_pid, 0)
                 client.peer_pid = 0

@@ -27,10 +27,10 @@ class Identity(DaemonTest):
             os.unlink(self.path("f"))
         records = client.records()
         self.assertEqual(len(set(expected)), len(expected))
-        created = [record.node for record in records if record.mask & CREATE]
-        deleted = [record.node for record in records if record.mask & DELETE]
-        self.assertEqual(created, expected)
-        self.assertEqual(deleted, expected)
+        for kind in (CREATE, DELETE):
+            # In this order; a correction may say one of them again.
+            nodes = dict.fromkeys(record.node for record in records if record.mask & kind)
+            self.assertEqual(list(nodes), expected)
         if self.kind == "ext4":
             self.assertLess(len({node[0] for node in expected}), len(expected),
                             "no inode number came again")
@@ -68,7 +68,7 @@ class Identity(DaemonTest):
             client.sync()
             write(self.path("f"))
             changed = [record for record in client.records() if record.mask & MODIFY]
-            self.assertEqual([record.node for record in changed], [(9, generation)])
+            self.assertEqual({record.node for record in changed}, {(9, generation)})
             os.unlink(self.path("f"))
             records = client.records()
             self.assertTrue(records[-1].mask & DELETE_SELF, records)

@@ -3,11 +3,10 @@
 
 import os
 import random
-import unittest
 
 import scratch
 from daemon import Daemon, DaemonTest, touch, write
-from hostwatch import (CREATE, DELETE, DELETE_SELF, MODIFY, NODES, ROOT, TREE, register_entry)
+from hostwatch import (CREATE, DELETE, DELETE_SELF, MODIFY, NODES, TREE, register_entry)
 from model import NodesModel, TreeModel
 from test_daemon import ProcessTest
 
@@ -162,6 +161,3 @@ class Subvolume(DaemonTest):
         self.assertEqual({record.node for record in client.records()}, {(6, 0)})
         write(os.path.join(self.volume, "f"))
         self.assertEqual({record.node for record in client.records()}, {(5, 0)})
-
-
-del DaemonTest, ProcessTest

@@ -1,1 +1,294 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * CHostWatch: hostwatchd's client for FUSE servers written in C or C++.
+ *
+ * A server opens a session, registers the objects its clients have looked up
+ * (with an open descriptor of each), and gets what happens to them on the host
+ * as events in its own nodeids and generations. docs/protocol.md says what the
+ * events mean; the masks, flags and structs that begin with hw_ and HW_ are
+ * those of hostwatch_protocol.h.
+ *
+ * Threads. Every function may be called from any thread at any time, with two
+ * exceptions: only one thread at a time may be in hostwatch_next() for a
+ * handle, and hostwatch_close() needs that no other call is under way. Threads
+ * may register while another waits for events, or works on one: whoever waits
+ * reads the socket for all, so the library starts no thread, and a thread that
+ * is held up in a cache invalidation holds up no registration. Threads must not be cancelled
+ * (pthread_cancel) inside a call, and after fork() only the parent may use a
+ * handle.
+ *
+ * Errors. A function returns 0 or a positive value, or a negative errno. After
+ * a negative errno hostwatch_error_text() has the sentence that goes with it.
+ * When the connection is lost, every call under way and every later one
+ * returns -ECONNRESET (the daemon hung up), -EPROTO (one side broke the
+ * protocol), -ENOMEM or -ESHUTDOWN (hostwatch_shutdown() was called) until
+ * hostwatch_reconnect(). Signals do not end a wait.
+ *
+ * Memory. Events that arrive while a thread waits for a reply are kept in the
+ * handle until hostwatch_next() hands them out. There is no limit on them: a
+ * server that makes requests and never calls hostwatch_next() grows. While no
+ * request waits and nobody is in hostwatch_next(), nothing is read, and the
+ * daemon's queue for this session (queue_limit, then HOSTWATCH_LOST) bounds it.
+ */
+#ifndef HOSTWATCH_H
+#define HOSTWATCH_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
 #include "hostwatch_protocol.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A connection to hostwatchd and its session. */
+struct hostwatch;
+
+/* What to open. Fill it with hostwatch_options_init(), then change it. */
+struct hostwatch_options {
+	size_t size;		 /* of this struct as the caller knows it */
+	const char *socket_path; /* NULL = HW_SOCKET_PATH */
+	const char *share;	 /* a share the configuration names, or NULL */
+	int root_fd;		 /* a descriptor of the root directory, or -1 */
+	uint32_t mode;		 /* HW_MODE_NODES (default) or HW_MODE_TREE */
+	uint32_t options;	 /* HW_SUPPRESS_ECHO …; default 0 */
+	uint32_t max_packet;	 /* bytes; 0 = HW_PACKET_DEFAULT */
+	uint64_t events;	 /* mask wanted; default HW_EVENTS_DEFAULT */
+	uint32_t queue_limit;	 /* bytes; 0 = the daemon's default */
+	uint32_t max_delay_us;	 /* microseconds; 0 = send at once */
+	uint32_t echo_pid;	 /* 0 = this process */
+	int timeout_ms;		 /* of opening and reconnecting; -1 = none;
+				    default 5000 milliseconds */
+};
+
+/*
+ * Sets every field to its default. `size` is sizeof(struct hostwatch_options):
+ * a caller built against an older header keeps working with a newer library.
+ */
+void hostwatch_options_init(struct hostwatch_options *options, size_t size);
+
+/*
+ * Connects, sends INIT and waits for the reply. Exactly one of `share` and
+ * `root_fd` must be given. The library keeps a duplicate of root_fd for
+ * hostwatch_reconnect(), and strings are copied. Every change made after this
+ * returns is reported.
+ *
+ * Returns 0 and the handle in *out; else *out is NULL: -EINVAL for options
+ * that make no sense, -ENOENT or -ECONNREFUSED when no daemon listens,
+ * -ETIMEDOUT, -EPROTO, or the errno with which the daemon refused (-EPERM,
+ * -EACCES, -ENOENT, -EUSERS, …), its sentence being in hostwatch_error_text().
+ */
+int hostwatch_open(const struct hostwatch_options *options,
+		   struct hostwatch **out);
+
+/* Ends the session and frees the handle. NULL is ignored. */
+void hostwatch_close(struct hostwatch *h);
+
+/*
+ * Ends the session for good and wakes every thread that waits in a call, so
+ * that they can be joined before hostwatch_close(). Calls return -ESHUTDOWN;
+ * hostwatch_next() still hands out what it has, ending with
+ * HOSTWATCH_DISCONNECTED. Not for signal handlers.
+ */
+void hostwatch_shutdown(struct hostwatch *h);
+
+/*
+ * Opens a new session with the options of hostwatch_open() after the
+ * connection was lost. The new session knows no nodes: the server registers
+ * those it holds again, with `since` the last moment at which it knew its cache
+ * to be right. In hostwatch_next() the events of the new session follow a
+ * HOSTWATCH_CONNECTED; those of the old one, if they have not been fetched
+ * yet, come before.
+ *
+ * Returns 0, -EISCONN when the connection stands, -EALREADY when another thread
+ * is reconnecting, or an error of hostwatch_open(); then it may be tried again.
+ */
+int hostwatch_reconnect(struct hostwatch *h);
+
+/*
+ * The sentence of the last call that failed in this thread, made by the daemon
+ * where it was the daemon that refused. UTF-8, never NULL, cut off at 511
+ * bytes, valid until the next call that fails in this thread.
+ */
+const char *hostwatch_error_text(void);
+
+/* What the daemon granted. */
+struct hostwatch_session {
+	uint64_t id;
+	uint64_t events; /* what this filesystem can deliver, of what was asked */
+	struct hw_node root; /* nodeid 1, generation 0 */
+	uint32_t options;
+	uint32_t max_packet;  /* bytes */
+	uint32_t queue_limit; /* bytes */
+	uint32_t max_nodes;
+};
+
+/* The session as of the last successful open or reconnect. */
+void hostwatch_session(struct hostwatch *h, struct hostwatch_session *out);
+
+/*
+ * Registers one object and waits for the answer (NODES only). `fd` is an open
+ * descriptor of it, needed only during the call. `interest` is an event mask,
+ * 0 = the session's. `since` is the ctime the server gave to its client, or the
+ * last moment it knew its cache to be right (CLOCK_REALTIME_COARSE less 1 ns):
+ * if the object has changed since, it gets an event with HW_RECHECK. NULL: no
+ * check.
+ *
+ * A directory must be registered before the lookup that led to it is answered.
+ *
+ * Returns 0, -EXDEV (not on the root's filesystem), -EACCES (the descriptor
+ * proves no read access), -ENOSPC (max_nodes reached), -EEXIST (the nodeid and
+ * generation name another object), -EINVAL, -EOPNOTSUPP (the object has no
+ * file handle), -EBADF, -ETOOMANYREFS (for a second this user has had more
+ * descriptors on their way in sockets than RLIMIT_NOFILE allows), or that the
+ * connection is lost.
+ */
+int hostwatch_register(struct hostwatch *h, int fd, uint64_t nodeid,
+		       uint64_t generation, uint64_t interest,
+		       const struct timespec *since);
+
+/*
+ * The same for `count` objects: entries[i] is the object of fds[i], and
+ * statuses[i] becomes 0 or a negative errno as above. Any count will do: it is
+ * sent as messages of HW_REGISTER_MAX objects.
+ *
+ * Returns how many objects were registered (status 0; at most INT_MAX is
+ * counted), or a negative errno if a whole message failed or the connection was
+ * lost; statuses[] of what was not answered then holds that errno.
+ */
+int hostwatch_register_many(struct hostwatch *h,
+			    const struct hw_register_entry *entries,
+			    const int *fds, size_t count, int32_t *statuses);
+
+/*
+ * The same without waiting: returns 0 once the messages are sent. An object
+ * that could not be registered becomes a HOSTWATCH_REGISTER_FAILED event. Meant
+ * for files, whose events are also reported through their directory. What is
+ * unanswered when the connection is lost is not reported one by one.
+ */
+int hostwatch_register_send(struct hostwatch *h,
+			    const struct hw_register_entry *entries,
+			    const int *fds, size_t count);
+
+/*
+ * Ends the registration of `count` nodes (NODES only); what is not registered
+ * is ignored. Does not wait. In force for every event after the next reply.
+ */
+int hostwatch_forget(struct hostwatch *h, const struct hw_node *nodes,
+		     size_t count);
+
+/*
+ * Sets the mask in which the server is interested at a node, for a directory
+ * that of its entries too (NODES only). Returns 0, -ENOENT (not registered),
+ * -EINVAL, or that the connection is lost.
+ */
+int hostwatch_interest(struct hostwatch *h, uint64_t nodeid,
+		       uint64_t generation, uint64_t mask);
+
+/* The same for many, as hostwatch_register_many() does. */
+int hostwatch_interest_many(struct hostwatch *h,
+			    const struct hw_interest_entry *entries,
+			    size_t count, int32_t *statuses);
+
+/*
+ * A barrier: when it returns 0, every event of every change that was complete
+ * when it was called has been handed out by hostwatch_next() or is in the
+ * handle, so that hostwatch_next() with timeout 0 hands them out one after the
+ * other before it returns 0. While the daemon resyncs after a loss it waits for
+ * the end of that.
+ */
+int hostwatch_sync(struct hostwatch *h);
+
+/*
+ * The daemon's state as a JSON object. *json is NUL-terminated and the caller's
+ * to free(); NULL on failure.
+ */
+int hostwatch_status(struct hostwatch *h, char **json);
+
+enum hostwatch_kind {
+	/* Something happened: sequence to new_path_size are set. */
+	HOSTWATCH_EVENT = 1,
+	/* Events were lost: reason (HW_LOST_*), sequence of the last record
+	 * before. Of NODES the daemon looks at every node; TREE rescans after
+	 * HOSTWATCH_RESYNCED. */
+	HOSTWATCH_LOST = 2,
+	/* All is known again: sequence, nodes_checked, nodes_reported. */
+	HOSTWATCH_RESYNCED = 3,
+	/* The session has ended: reason (HW_DETACHED_*). DISCONNECTED follows. */
+	HOSTWATCH_DETACHED = 4,
+	/* The connection is lost: error and text say why. */
+	HOSTWATCH_DISCONNECTED = 5,
+	/* hostwatch_reconnect() succeeded; what follows is the new session's. */
+	HOSTWATCH_CONNECTED = 6,
+	/* hostwatch_register_send() failed for `node`: error and text say why. */
+	HOSTWATCH_REGISTER_FAILED = 7
+};
+
+/*
+ * What hostwatch_next() hands out. Fields that the kind does not name are zero
+ * or empty. Names and paths are bytes as the filesystem has them, not
+ * NUL-terminated ("%.*s"), never NULL, and valid until the next call of
+ * hostwatch_next() for the same handle or hostwatch_close(); so is text.
+ */
+struct hostwatch_event {
+	uint32_t kind;	   /* enum hostwatch_kind */
+	uint32_t flags;	   /* HW_RECHECK … */
+	uint64_t sequence; /* 1, 2, 3 … per session */
+	uint64_t mask;	   /* HW_CREATE … */
+	struct hw_node dir;
+	struct hw_node node;
+	struct hw_node new_dir;
+	uint64_t origin; /* session id of the server that did it, or 0 */
+	int32_t pid;	 /* with HW_WANT_PID */
+	int32_t error;	 /* a negative errno */
+	const char *name;
+	const char *new_name;
+	const char *path; /* with HW_WANT_PATH: of dir, relative to the share */
+	const char *new_path;
+	uint32_t name_size; /* bytes */
+	uint32_t new_name_size;
+	uint32_t path_size;
+	uint32_t new_path_size;
+	uint32_t reason;
+	uint32_t reserved;
+	uint64_t nodes_checked;
+	uint64_t nodes_reported;
+	const char *text; /* NUL-terminated UTF-8 */
+	uint64_t reserved_for_growth[4];
+};
+
+/*
+ * Hands out the next event, waiting up to timeout_ms milliseconds for it; 0
+ * does not wait, -1 waits for ever.
+ *
+ * Returns 1 and the event in *event, or 0 when none came in time (a timeout of
+ * 0 may also return 0 while another thread is just reading one), -EBUSY when
+ * another thread is in hostwatch_next(), or, after HOSTWATCH_DISCONNECTED was
+ * handed out and until hostwatch_reconnect(), -ENOTCONN at once.
+ *
+ * Whatever the daemon sends is checked before it is handed out: a malformed
+ * packet or a gap in the sequence ends the connection with -EPROTO.
+ */
+int hostwatch_next(struct hostwatch *h, struct hostwatch_event *event,
+		   int timeout_ms);
+
+/*
+ * A descriptor to poll for reading (poll, select, epoll). It is readable when
+ * hostwatch_next() has something to hand out, wherever that is, in the socket
+ * or in the handle; it may be readable without need, so call hostwatch_next()
+ * with timeout 0 until it returns 0. It stays the same over
+ * hostwatch_reconnect(), is not readable between HOSTWATCH_DISCONNECTED and
+ * that, and belongs to the handle: the caller neither reads nor closes it.
+ *
+ * Returns the descriptor, or a negative errno (-EMFILE, -ENFILE, -ENOMEM) if
+ * it could not be made, which happens in the first call only.
+ */
+int hostwatch_fd(struct hostwatch *h);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -32,13 +32,14 @@ protocol Namespace: AnyObject {
 ///    the walk comes back to an entry it had left. Then some entry is entered
 ///    twice, left twice, or entered after it was left, and this shows in the records themselves
 ///    (`revisited`). Otherwise each record is one step, at its own time.
-/// 2. Linking and unlinking a file changes its link count, and the kernel says
-///    so by a record ATTRIB without a directory, between two occurrences of
-///    one record as well (`linked`). Then an entry that
-///    was touched more than once in the window is in doubt; an entry touched
-///    once is not.
+/// 2. Linking, unlinking and displacing an object changes its link count, and
+///    the kernel says so by a record ATTRIB of the object alone, between two
+///    occurrences of one record as well (`linked`). Then an entry that was
+///    touched more than once in the window is in doubt; one touched once is not.
 /// 3. An object that died (DELETE_SELF) is nowhere: whatever its records say,
-///    no entry holds it in the end, and no lookup is needed.
+///    no entry holds it in the end, and no lookup is needed. Where its own
+///    records do not take it away, because a rename displaced it whose record stands
+///    earlier, a model would still hold it; that is looked for in memory.
 /// So if an entry was touched only by objects that are none of these, its
 /// records are single, in order, and true. If it holds a living object by such records in
 /// the end, no other object's merged record can have displaced that one: it
@@ -176,7 +177,8 @@ final class Reconciler {
     if isSelf {
       if mask.contains(.deleteSelf) {
         window.flag(object, .dead)
-      } else if event.directory == 0 {
+      } else if mask.contains(.attrib) {
+        // Of a directory it may be a change of mode as well: that cannot be told.
         window.flag(object, .linked)
       }
       return
@@ -238,7 +240,10 @@ final class Reconciler {
       remote.mask = EventMask.rename.union(directoryBit)
       remote.newDirectory = segment.handle(event.newDirectory)
       remote.newName = segment.name(event.newName, event.newNameSize)
-      if replacesSomething(at: index) { remote.flags = UInt32(HW_REPLACED) }
+      if let victim = replaced(at: index) {
+        remote.flags = UInt32(HW_REPLACED)
+        remote.replaced = victim
+      }
       return emit(remote)
     }
     let changes = mask.subtracting(EventMask.namespace.union(.isDirectory))
@@ -287,25 +292,25 @@ final class Reconciler {
     }
   }
 
-  /// Whether the record after a RENAME is its victim's: the same process, an
-  /// object that lost a link, and nothing in the window about that object under
+  /// What a RENAME removed, if the record after it is about that: the same process,
+  /// an object that lost a link, and nothing in the window about that object under
   /// another name, as it would be if the link count were a link's or unlink's.
-  private func replacesSomething(at index: Int) -> Bool {
-    guard index + 1 < events.count else { return false }
+  private func replaced(at index: Int) -> HandleView? {
+    guard index + 1 < events.count else { return nil }
     let (rename, victim) = (events[index], events[index + 1])
     guard victim.pid == rename.pid, !victim.events.isDisjoint(with: [.attrib, .deleteSelf]),
       victim.events.isDisjoint(with: .namespace),
       isSelfEvent(victim, segments[Int(victim.segment)]),
       let lost = object(victim), let moved = object(rename), moved != lost,
       let directory = segments[Int(rename.segment)].handle(rename.newDirectory)
-    else { return false }
+    else { return nil }
     let segment = segments[Int(rename.segment)]
     let entry = entryHash(directory, segment.name(rename.newName, rename.newNameSize))
     var isElsewhere = false
     window.forEachTouch(of: window.object(lost.hash(seed: seed), event: UInt32(index + 1))) {
       if $0.entry != entry { isElsewhere = true }
     }
-    return !isElsewhere
+    return isElsewhere ? nil : lost
   }
 
   private func object(_ event: KernelEvent) -> HandleView? {
@@ -385,7 +390,7 @@ final class Reconciler {
     var holdings = doubtfulEntries()
     guard !holdings.isEmpty else { return }
     replay(into: &holdings)
-    correct(holdings.filter { $0.value.isFresh && $0.value.touches >= 2 })
+    correct(holdings.filter { $0.value.isFresh && ($0.value.touches >= 2 || !$0.value.needsLookup) })
   }
 
   /// The entries touched by objects of which records may stand for several
@@ -395,7 +400,7 @@ final class Reconciler {
     for suspect in window.suspects {
       let flags = window.objects[Int(suspect)].flags
       let isDead = flags.contains(.dead)
-      if isDead && !flags.contains(.revisited) { continue }
+      if isDead && !flags.contains(.revisited) && !window.wasDisplaced(Int(suspect)) { continue }
       window.forEachTouch(of: Int(suspect)) { touch in
         guard touch.event != ReconcilerWindow.noEvent else { return }
         var holding = entries[touch.entry] ?? Holding(touch: touch)

@@ -121,6 +121,13 @@ struct ReconcilerWindow: ~Copyable {
     }
   }
 
+  /// Whether the object died without a record that took it from where its
+  /// records put it last: another object came there by a rename.
+  func wasDisplaced(_ object: Int) -> Bool {
+    let last = objects[object].last
+    return objects[object].flags.contains(.dead) && last >= 0 && touches[Int(last)].sets
+  }
+
   /// Everything noted so far has been settled.
   mutating func markSettled() {
     for suspect in suspects { objects[Int(suspect)].flags.remove(.dirty) }
@@ -162,7 +169,9 @@ struct ReconcilerWindow: ~Copyable {
 
   private mutating func list(_ object: Int) {
     let flags = objects[object].flags
-    guard !flags.contains(.listed), !flags.isDisjoint(with: [.linked, .revisited]) else { return }
+    guard !flags.contains(.listed),
+      !flags.isDisjoint(with: [.linked, .revisited]) || wasDisplaced(object)
+    else { return }
     objects[object].flags.insert(.listed)
     suspects.append(UInt32(object))
   }

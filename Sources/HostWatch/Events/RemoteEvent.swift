@@ -64,6 +64,8 @@ struct RemoteEvent {
   var name = NameView.none
   var newDirectory: HandleView?
   var newName = NameView.none
+  /// With `HW_REPLACED`: what had the new name.
+  var replaced: HandleView?
   /// It happened to an object without a name (O_TMPFILE): only the directory
   /// in which it was made is known.
   var isUnnamed = false

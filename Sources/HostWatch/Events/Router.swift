@@ -293,10 +293,15 @@ import CHostWatch
       } else {
         scope.index.placeOutside(object)
       }
+      if to != 0, let victim = event.replaced { scope.index.note(victim, in: to) }
     } else if event.mask.contains(.create) {
       if from != 0 { scope.index.place(object, in: from, name: event.name, movedIn: corrected) }
-    } else if event.mask.contains(.delete) && corrected {
-      scope.index.forget(object)
+    } else if event.mask.contains(.delete) {
+      if corrected {
+        scope.index.forget(object)
+      } else if from != 0 {
+        scope.index.note(object, in: from)
+      }
     }
   }
 

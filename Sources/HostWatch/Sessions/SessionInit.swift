@@ -145,7 +145,7 @@ extension Session {
     }
     do throws(SystemError) {
       return TreeScope(
-        root: target.handle, layout: layout, mount: try Syscall.cloneMount(target.descriptor),
+        root: target.handle, layout: layout, mount: try DetachedMount(cloning: target.descriptor),
         seed: target.filesystem.router.nodes.seed)
     } catch {
       throw Refusal(

@@ -12,7 +12,7 @@ final class WatchedFilesystem {
   let device: UInt64
   let magic: UInt32
   /// A detached clone of a mount of it, for what has to be looked up by handle.
-  let mount: OwnedDescriptor
+  let mount: DetachedMount
   /// The mount table had it when it was attached, so it can be seen to go.
   let isInMountTable: Bool
   let router: Router
@@ -61,13 +61,7 @@ final class WatchedFilesystem {
     do {
       magic = try Syscall.filesystemMagic(of: directory)
       knownDevices = [try Syscall.status(of: directory).device]
-      let clone = try? Syscall.cloneMount(directory)
-      if let clone {
-        mount = clone
-      } else {
-        // A mount of another namespace cannot be cloned. The descriptor keeps it busy.
-        mount = OwnedDescriptor(try checked(hw_duplicate(directory), "fcntl(F_DUPFD_CLOEXEC)"))
-      }
+      mount = try Self.openMount(directory)
     } catch {
       throw WatchError(error, "\(error).")
     }
@@ -76,13 +70,23 @@ final class WatchedFilesystem {
     let seed = generator.next()
     let router = Router(seed: seed)
     self.router = router
-    let lookup = MountNamespace(mount.rawValue)
+    let lookup = MountNamespace(mount.descriptor)
     reconciler = Reconciler(
       seed: seed, namespace: lookup, emit: { _ in }, overflow: {}, report: { _ in })
     reconciler = Reconciler(
       seed: seed, namespace: lookup, emit: { router.route($0) },
       overflow: { [unowned self] in hasOverflowed = true },
       report: { [unowned self] in lookupFailed($0) })
+  }
+
+  /// A mount of another namespace cannot be cloned (EINVAL): it is held.
+  private static func openMount(_ directory: Int32) throws(SystemError) -> DetachedMount {
+    do throws(SystemError) {
+      return try DetachedMount(cloning: directory)
+    } catch {
+      guard error.code == EINVAL else { throw error }
+      return try DetachedMount(holding: directory)
+    }
   }
 
   /// Starts reading events in `loop`.
@@ -146,7 +150,7 @@ final class WatchedFilesystem {
     if !wanted.isDisjoint(with: .namespace) || !router.scopes.isEmpty {
       wanted.formUnion(.reconciled)
     }
-    try group.setMask(wanted, directory: mount.rawValue)
+    try group.setMask(wanted, directory: mount.descriptor)
   }
 
   /// Whether the object behind a descriptor is on this superblock.

@@ -46,7 +46,7 @@ struct DirectoryIndex: ~Copyable {
   private var free: [UInt32] = []
   private var byHandle = HashIndex()
   private let seed: UInt64
-  private let mount: OwnedDescriptor
+  private let mount: DetachedMount
   private let capacity: Int
   private var hand = 2
   private var epoch: UInt64 = 1
@@ -57,7 +57,7 @@ struct DirectoryIndex: ~Copyable {
   var count: Int { byHandle.count }
 
   /// - Parameter mount: a detached clone whose root is the share's root.
-  init(root: FileHandle, mount: consuming OwnedDescriptor, seed: UInt64, capacity: Int = 32768) {
+  init(root: FileHandle, mount: consuming DetachedMount, seed: UInt64, capacity: Int = 32768) {
     self.mount = mount
     self.seed = seed
     self.capacity = capacity
@@ -94,6 +94,14 @@ struct DirectoryIndex: ~Copyable {
     entries[Int(index)].place = .unknown
     epoch += 1
     if movedIn { movedInEpoch += 1 }
+  }
+
+  /// A directory has been removed from `parent`: if it is not known yet it is
+  /// entered, since its last record is still to come and the filesystem
+  /// cannot be asked any more.
+  mutating func note(_ directory: HandleView, in parent: UInt32) {
+    guard find(directory) == 0 else { return }
+    setParent(insert(FileHandle(directory), keep: parent), parent)
   }
 
   /// A directory has gone to where this share is not.

@@ -13,7 +13,7 @@ final class TreeScope {
   var doubtful: [(FileHandle, UInt32)] = []
 
   /// - Parameter mount: a detached clone whose root is the share's root.
-  init(root: FileHandle, layout: InodeLayout, mount: consuming OwnedDescriptor, seed: UInt64) {
+  init(root: FileHandle, layout: InodeLayout, mount: consuming DetachedMount, seed: UInt64) {
     self.root = root
     self.layout = layout
     index = DirectoryIndex(root: root, mount: mount, seed: seed)

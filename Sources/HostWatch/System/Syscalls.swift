@@ -42,6 +42,12 @@ enum Syscall {
     OwnedDescriptor(try checked(hw_clone_mount(descriptor), "open_tree(OPEN_TREE_CLONE)"))
   }
 
+  /// The directory itself, open for reading.
+  static func openRoot(_ directory: Int32) throws(SystemError) -> OwnedDescriptor {
+    let fd = unsafe ".".withCString { unsafe hw_openat(directory, $0, O_RDONLY | O_DIRECTORY, 0) }
+    return OwnedDescriptor(try checked(fd, "open"))
+  }
+
   /// The handle of the object behind a descriptor.
   static func handle(of descriptor: Int32) throws(SystemError) -> FileHandle {
     try handle(at: descriptor, "", AT_EMPTY_PATH)
@@ -69,10 +75,10 @@ enum Syscall {
 
   /// An O_PATH descriptor of the object that has this handle, on the
   /// filesystem that `mount` belongs to. ESTALE when it is gone.
-  static func open(_ handle: FileHandle, on mount: borrowing OwnedDescriptor)
+  static func open(_ handle: FileHandle, on mount: borrowing DetachedMount)
     throws(SystemError) -> OwnedDescriptor
   {
-    try open(handle, onMount: mount.rawValue)
+    try open(handle, onMount: mount.descriptor)
   }
 
   static func open(_ handle: FileHandle, onMount mount: Int32) throws(SystemError)

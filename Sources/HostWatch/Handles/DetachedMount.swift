@@ -1,0 +1,30 @@
+import CFanotify
+import Glibc
+
+/// A mount of our own, with one directory as its root, in no namespace: for
+/// opening handles and for seeing what is below that directory. The mount it
+/// was cloned from can be unmounted; the filesystem itself stays until this is
+/// gone.
+struct DetachedMount: ~Copyable {
+  /// Keeps the clone together; nil where there is none.
+  private let tree: OwnedDescriptor?
+  /// The root, open for reading: open_by_handle_at(2) takes no O_PATH descriptor.
+  let root: OwnedDescriptor
+
+  /// Clones the mount that `directory` is on. EINVAL for a mount of another
+  /// namespace.
+  init(cloning directory: Int32) throws(SystemError) {
+    let tree = try Syscall.cloneMount(directory)
+    root = try Syscall.openRoot(tree.rawValue)
+    self.tree = consume tree
+  }
+
+  /// The directory's own mount, which stays busy as long as this lives.
+  init(holding directory: Int32) throws(SystemError) {
+    root = try Syscall.openRoot(directory)
+    tree = nil
+  }
+
+  /// For a system call made while this lives.
+  var descriptor: Int32 { root.rawValue }
+}
