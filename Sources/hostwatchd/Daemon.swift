@@ -71,6 +71,7 @@ final class Daemon {
       metadata: .of(.started))
     ServiceManager.ready(status: status.current())
     let code = try loop.run()
+    diagnostics.finish()
     logger.notice("hostwatchd stopped", metadata: .of(.stopped))
     return code
   }
