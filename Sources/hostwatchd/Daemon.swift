@@ -27,7 +27,6 @@ final class Daemon {
     do {
       let daemon = try Daemon(source: source, configuration: configuration, logger: logger)
       code = try daemon.serve(sockets.listeners, place: sockets.place)
-      logger.notice("hostwatchd stopped", metadata: .of(.stopped))
     } catch {
       sockets.remove()
       throw error
@@ -71,7 +70,10 @@ final class Daemon {
       "hostwatchd \(daemonVersion) serves \(place), \(configuration.shareCount)",
       metadata: .of(.started))
     ServiceManager.ready(status: status.current())
-    return try loop.run()
+    let code = try loop.run()
+    diagnostics.finish()
+    logger.notice("hostwatchd stopped", metadata: .of(.stopped))
+    return code
   }
 
   /// Ends in order: what happened before is still sent. A second signal does

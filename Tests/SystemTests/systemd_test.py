@@ -75,12 +75,15 @@ class Journal:
         self.cursor = done.stdout.rpartition("cursor: ")[2].strip()
 
     def entries(self, message=None):
-        filters = [f"MESSAGE_ID={MESSAGE_IDS[message]}"] if message else []
+        # Filtered here: with a filter of journalctl's that does not match the
+        # cursor's own entry, systemd 252 skips the first one that matches.
         after = [f"--after-cursor={self.cursor}"] if self.cursor else []
-        done = run(
-            "journalctl", "-o", "json", *after, "SYSLOG_IDENTIFIER=hostwatchd", *filters
-        )
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        done = run("journalctl", "-o", "json", *after)
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        found = [entry for entry in found if entry.get("SYSLOG_IDENTIFIER") == "hostwatchd"]
+        if message:
+            found = [e for e in found if e.get("MESSAGE_ID") == MESSAGE_IDS[message]]
+        return found
 
     def wait(self, message):
         return eventually(lambda: self.entries(message))

@@ -28,7 +28,9 @@ final class DiagnosticLog {
     }
   }
 
-  func detach() {
+  /// Says what is still kept back, and lets go of the loop.
+  func finish() {
+    for summary in limiter.endWindows(now: UInt64.max) { log(summary) }
     timer?.cancel()
     timer = nil
   }

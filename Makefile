@@ -1,0 +1,46 @@
+# hostwatchd. `make help` lists the targets.
+
+SWIFT ?= swift
+DESTDIR ?=
+PREFIX ?= /usr
+
+.PHONY: help build release test demo install install-packages format lint clean
+
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: make build             debug build
+build:
+	$(SWIFT) build
+
+#: make release           optimised build that needs no Swift runtime on the host
+release:
+	$(SWIFT) build -c release --static-swift-stdlib -Xlinker --gc-sections -Xlinker -s
+
+#: make test              every test; without root it says what it left out
+test:
+	scripts/test
+
+#: make demo              shows the daemon at work (root)
+demo: build
+	scripts/demo
+
+#: make install-packages  what Debian has to have for building and testing (root)
+install-packages:
+	scripts/install-packages
+
+#: make install           installs the release build; DESTDIR= and PREFIX= are heeded
+install: release
+	scripts/install "$(DESTDIR)" "$(PREFIX)"
+
+#: make format            formats the Swift sources
+format:
+	$(SWIFT) format --in-place --recursive Sources Tests Package.swift
+
+#: make lint              checks their format
+lint:
+	$(SWIFT) format lint --strict --recursive Sources Tests Package.swift
+
+#: make clean             removes what was built
+clean:
+	rm -rf .build
