@@ -175,7 +175,9 @@ class Daemon:
         child = os.fork()
         if child == 0:
             try:
-                ours.close()
+                # Copies of other clients' sockets would keep those connected.
+                os.closerange(3, theirs.fileno())
+                os.closerange(theirs.fileno() + 1, 4096)
                 os.setgroups(list(groups))
                 os.setresgid(gid, gid, gid)
                 os.setresuid(uid, uid, uid)

@@ -2,6 +2,7 @@
 """File handles by ctypes: identities computed without asking the daemon."""
 
 import ctypes
+import errno
 import os
 
 AT_FDCWD = -100
@@ -36,7 +37,11 @@ def open_handle(mount_fd, handle):
     kind, data = handle
     raw = _FileHandle(len(data), kind)
     ctypes.memmove(raw.data, data, len(data))
-    fd = _libc.open_by_handle_at(mount_fd, ctypes.byref(raw), os.O_PATH | os.O_CLOEXEC)
+    for _ in range(1000):
+        fd = _libc.open_by_handle_at(mount_fd, ctypes.byref(raw), os.O_PATH | os.O_CLOEXEC)
+        # A directory that moves or goes while it is being connected: again.
+        if fd != -1 or ctypes.get_errno() != errno.ENOMEM:
+            break
     if fd == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

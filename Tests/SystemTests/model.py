@@ -343,7 +343,9 @@ class NodesModel(Model):
 
     def apply(self, record):
         if record.node in self.ended:
-            raise AssertionError(f"a record after DELETE_SELF: {record}")
+            story = [str(one) for one in self.history if isinstance(one, Record)
+                     and record.node in (one.dir, one.node, one.new_dir)]
+            raise AssertionError("a record after DELETE_SELF:\n" + "\n".join(story))
         for node in (record.dir, record.node, record.new_dir):
             if node != NOBODY and node not in self.handle:
                 raise AssertionError(f"never registered, or forgotten: {record}")
