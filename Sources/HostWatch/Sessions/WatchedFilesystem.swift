@@ -56,13 +56,26 @@ final class WatchedFilesystem {
   /// Marks the filesystem that `directory` is on.
   init(directory: Int32, report: @escaping (Diagnostic) -> Void) throws(WatchError) {
     self.report = report
-    group = try FanotifyGroup(marking: directory)
+    let made: FanotifyGroup
+    var markable = directory
+    // Owns `markable` where it is another directory.
+    var topLevel: DescriptorList?
+    do throws(WatchError) {
+      made = try FanotifyGroup(marking: directory)
+    } catch {
+      topLevel = Self.topLevel(of: directory, error)
+      guard let number = topLevel?.numbers.first else { throw error }
+      markable = number
+      made = try FanotifyGroup(marking: number)
+    }
+    defer { topLevel = nil }
+    group = made
     device = group.device
     lastEmpty = Syscall.coarseNow()
     do {
       magic = try Syscall.filesystemMagic(of: directory)
       knownDevices = [try Syscall.status(of: directory).device]
-      mount = try Self.openMount(directory)
+      mount = try Self.openMount(markable)
     } catch {
       throw WatchError(error, "\(error).")
     }
@@ -78,6 +91,22 @@ final class WatchedFilesystem {
       seed: seed, namespace: lookup, emit: { router.route($0) },
       overflow: { [unowned self] in hasOverflowed = true },
       report: { [unowned self] in lookupFailed($0) })
+  }
+
+  /// A btrfs subvolume cannot be marked (EXDEV), but the filesystem's top level can, if
+  /// it is mounted anywhere.
+  private static func topLevel(of directory: Int32, _ error: WatchError) -> DescriptorList? {
+    guard error.cause.code == EXDEV, let status = try? Syscall.status(of: directory),
+      let table = try? MountTable.entries(),
+      let device = table.first(where: { $0.id == status.mountID })?.device
+    else { return nil }
+    for entry in table where entry.device == device && entry.root == [0x2f] {
+      guard let open = try? Syscall.openDirectory(entry.mountPoint),
+        let found = try? Syscall.status(of: open.rawValue), found.mountID == entry.id
+      else { continue }
+      return DescriptorList([open.take()])
+    }
+    return nil
   }
 
   /// A mount of another namespace cannot be cloned (EINVAL): it is held.

@@ -4,15 +4,35 @@ import CFanotify
 enum MountTable {
   static let path = "/proc/self/mountinfo"
 
+  /// One line of mountinfo, as far as it is needed (proc(5)).
+  struct Entry: Equatable {
+    var id: UInt64
+    /// The superblock's device number.
+    var device: UInt64
+    /// The directory of the filesystem that is the mount's root.
+    var root: [UInt8]
+    var mountPoint: [UInt8]
+  }
+
+  static func entries() throws(SystemError) -> [Entry] {
+    try parse(Syscall.contents(of: path))
+  }
+
+  /// Lines that are not of that form are left out.
+  static func parse(_ text: [UInt8]) -> [Entry] {
+    text.split(separator: 0x0a).compactMap { line in
+      let fields = line.split(separator: 0x20, maxSplits: 5)
+      guard fields.count >= 5, let id = UInt64(String(decoding: fields[0], as: UTF8.self)),
+        let device = device(fields[2])
+      else { return nil }
+      return Entry(
+        id: id, device: device, root: unescape(fields[3]), mountPoint: unescape(fields[4]))
+    }
+  }
+
   /// The superblocks' device numbers of all mounts.
   static func devices() throws(SystemError) -> Set<UInt64> {
-    var devices: Set<UInt64> = []
-    for line in try Syscall.contents(of: path).split(separator: 0x0a) {
-      let fields = line.split(separator: 0x20, maxSplits: 3)
-      guard fields.count >= 3, let device = number(fields[2]) else { continue }
-      devices.insert(device)
-    }
-    return devices
+    Set(try entries().map(\.device))
   }
 
   /// `"8:1"`.
@@ -20,11 +40,28 @@ enum MountTable {
     "\(gnu_dev_major(dev_t(device))):\(gnu_dev_minor(dev_t(device)))"
   }
 
-  private static func number(_ field: ArraySlice<UInt8>) -> UInt64? {
+  private static func device(_ field: ArraySlice<UInt8>) -> UInt64? {
     let parts = String(decoding: field, as: UTF8.self).split(separator: ":")
     guard parts.count == 2, let major = UInt32(parts[0]), let minor = UInt32(parts[1]) else {
       return nil
     }
     return UInt64(gnu_dev_makedev(major, minor))
+  }
+
+  /// Space, tab, newline and backslash stand as `\` and three octal digits.
+  private static func unescape(_ field: ArraySlice<UInt8>) -> [UInt8] {
+    var result: [UInt8] = []
+    var index = field.startIndex
+    while index < field.endIndex {
+      let digits = field[index...].dropFirst().prefix(3)
+      if field[index] == 0x5c, digits.count == 3, digits.allSatisfy({ (0x30...0x37).contains($0) }) {
+        result.append(digits.reduce(0) { $0 &* 8 &+ ($1 - 0x30) })
+        index += 4
+      } else {
+        result.append(field[index])
+        index += 1
+      }
+    }
+    return result
   }
 }

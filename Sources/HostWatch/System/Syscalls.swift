@@ -20,8 +20,17 @@ enum Syscall {
 
   /// An O_PATH descriptor of a directory.
   static func openDirectory(_ path: String) throws(SystemError) -> OwnedDescriptor {
-    let fd = unsafe path.withCString { unsafe hw_openat(AT_FDCWD, $0, O_PATH | O_DIRECTORY, 0) }
-    return OwnedDescriptor(try checked(fd, "open(\(path))"))
+    try openDirectory(Array(path.utf8))
+  }
+
+  /// The same by a path that need not be UTF-8.
+  static func openDirectory(_ path: [UInt8]) throws(SystemError) -> OwnedDescriptor {
+    let terminated = path.map { CChar(bitPattern: $0) } + [0]
+    let fd = unsafe terminated.withUnsafeBufferPointer {
+      // The buffer is not empty and ends with a NUL.
+      unsafe hw_openat(AT_FDCWD, $0.baseAddress!, O_PATH | O_DIRECTORY, 0)
+    }
+    return OwnedDescriptor(try checked(fd, "open(\(String(decoding: path, as: UTF8.self)))"))
   }
 
   /// An O_PATH descriptor of `name` in a directory, the link itself if it is one.
