@@ -10,7 +10,7 @@ import scratch
 from daemon import Daemon, DaemonTest, binary, table, touch, write
 from hostwatch import (ACCESS, CREATE, DEFAULT, DELETE_SELF, OPEN, TREE, Detached, Lost,
                        Record, Refused)
-from model import TreeModel
+from model import NodesModel, TreeModel
 
 
 class ProcessTest(DaemonTest):
@@ -207,6 +207,39 @@ class Shutdown(ProcessTest):
 
 
 class Loss(ProcessTest):
+    SYSCTL = "/proc/sys/fs/fanotify/max_queued_events"
+
+    def test_kernel_overflow(self):
+        """The kernel's queue overflows: LOST 1, and the models are true again."""
+        with open(self.SYSCTL, encoding="ascii") as file:
+            former = file.read()
+        self.addCleanup(write, self.SYSCTL, former.encode())
+        write(self.SYSCTL, b"2000")
+        daemon = self.start(config=table(daemon={"queue_events": 2000}))
+        tree = TreeModel(daemon.session(self.share, TREE), self.share)
+        nodes = NodesModel(daemon.session(self.share), self.share)
+        self.addCleanup(tree.client.close)
+        self.addCleanup(nodes.client.close)
+        self.addCleanup(nodes.close)
+        os.mkdir(self.path("d"))
+        touch(self.path("d/early"))
+        for model in (tree, nodes):
+            self.assertEqual(model.check(), "")
+        daemon.signal(signal.SIGSTOP)
+        for number in range(3000):
+            touch(self.path("d", str(number)))
+        os.unlink(self.path("d/early"))
+        os.rename(self.path("d"), self.path("e"))
+        daemon.signal(signal.SIGCONT)
+        for model in (tree, nodes):
+            self.assertEqual(model.check(), "")
+            lost = [one.reason for one in model.history if isinstance(one, Lost)]
+            self.assertEqual(lost, [1])
+        touch(self.path("e/after"))
+        for model in (tree, nodes):
+            self.assertEqual(model.check(), "")
+        daemon.stop()
+
     def test_slow_client(self):
         """A queue that overflows: LOST 2, RESYNCED, and the model is true."""
         daemon = self.start({"s": self.share})
