@@ -49,9 +49,9 @@ protocol Namespace: AnyObject {
 /// Then, for each entry they touched, it is worked out what a model would hold
 /// now, and the name is looked up. Where they differ, a CREATE, DELETE or RENAME
 /// with CORRECTED makes the model right. The lookup shows the entry at a later
-/// moment than the window's end; what happened in between is in
-/// the queue, and to apply it once more to a state that has it already ends in
-/// the same state.
+/// moment than the window's end. What happened in between is in the queue, and to
+/// apply it once more to a state that has it already ends in the same state;
+/// an object that came in between is left to its own record.
 ///
 /// DELETE_SELF, and what is OR-ed with it, waits for the window's end, so that
 /// it is an object's last record. The kernel queues it just before the DELETE
@@ -538,8 +538,10 @@ final class Reconciler {
       counters.lookups += 1
       do throws(SystemError) {
         if let found = try namespace.lookup(place.name, in: place.directory) {
+          // An object of which the window has no record came there later: its
+          // own record is in the queue and will say so.
           let hash = found.handle.withView { $0.hash(seed: seed) }
-          let object = window.object(hash, handle: found.handle)
+          guard let object = window.find(hash) else { return nil }
           difference.actual = (object, found.isDirectory)
         }
       } catch {
@@ -567,10 +569,8 @@ final class Reconciler {
   }
 
   private func handle(ofObject object: Int) -> FileHandle {
-    let source = window.source(of: object)
-    if let handle = source.handle { return handle }
     // An object's event has its handle: that is how it was found.
-    guard let view = self.object(events[Int(source.event)]) else {
+    guard let view = self.object(events[Int(window.objects[object].event)]) else {
       preconditionFailure("an object without a handle")
     }
     return FileHandle(view)

@@ -23,9 +23,8 @@ struct ReconcilerWindow: ~Copyable {
 
   struct Object: BitwiseCopyable {
     var hash: UInt64
-    /// The event that has its handle, or with the top bit set an index into
-    /// `ownedHandles`.
-    var handle: UInt32
+    /// An event that has its handle.
+    var event: UInt32
     var first: Int32 = -1
     var last: Int32 = -1
     var touches: UInt32 = 0
@@ -45,13 +44,11 @@ struct ReconcilerWindow: ~Copyable {
   }
 
   static let noEvent = UInt32.max
-  private static let ownedBit: UInt32 = 1 << 31
   /// An object that was moved more often is looked up without further thought.
   private static let longestSimplePath: UInt32 = 16
 
   private(set) var objects: [Object] = []
   private(set) var touches: [Touch] = []
-  private(set) var ownedHandles: [FileHandle] = []
   private var table = [UInt32](repeating: 0, count: 1024)
   /// Objects that may have to be looked up or checked.
   private(set) var suspects: [UInt32] = []
@@ -60,7 +57,7 @@ struct ReconcilerWindow: ~Copyable {
 
   var isEmpty: Bool { objects.isEmpty }
 
-  /// The object's index, made if it is new. `handle` says where its handle is.
+  /// The object's index, made if it is new. `event` has its handle.
   mutating func object(_ hash: UInt64, event: UInt32) -> Int {
     if (objects.count + 1) * 2 > table.count { grow() }
     var position = Int(truncatingIfNeeded: hash >> 7) & (table.count - 1)
@@ -69,27 +66,9 @@ struct ReconcilerWindow: ~Copyable {
       if objects[index].hash == hash { return index }
       position = (position + 1) & (table.count - 1)
     }
-    objects.append(Object(hash: hash, handle: event))
+    objects.append(Object(hash: hash, event: event))
     table[position] = UInt32(objects.count)
     return objects.count - 1
-  }
-
-  /// The same for an object that no event is about.
-  mutating func object(_ hash: UInt64, handle: FileHandle) -> Int {
-    let count = objects.count
-    let index = object(hash, event: Self.noEvent)
-    if objects.count > count {
-      ownedHandles.append(handle)
-      objects[index].handle = UInt32(ownedHandles.count - 1) | Self.ownedBit
-    }
-    return index
-  }
-
-  /// The event that has the object's handle, or its handle itself.
-  func source(of object: Int) -> (event: UInt32, handle: FileHandle?) {
-    let source = objects[object].handle
-    return source & Self.ownedBit == 0
-      ? (source, nil) : (Self.noEvent, ownedHandles[Int(source & ~Self.ownedBit)])
   }
 
   mutating func flag(_ object: Int, _ flags: ObjectFlags) {
@@ -163,7 +142,6 @@ struct ReconcilerWindow: ~Copyable {
     objects.removeAll(keepingCapacity: true)
     touches.removeAll(keepingCapacity: true)
     suspects.removeAll(keepingCapacity: true)
-    ownedHandles.removeAll()
     settledTouches = 0
   }
 

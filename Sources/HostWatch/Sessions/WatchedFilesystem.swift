@@ -243,6 +243,9 @@ final class WatchedFilesystem {
       return failed?(self, "\(error)") ?? ()
     }
     lastDrain = Syscall.monotonicMicroseconds()
+    for scope in router.scopes {
+      if let failure = scope.index.takeFailure() { lookupFailed(failure) }
+    }
     for slot in router.takeLosing() { sessions[slot]?.losingSince = emptyBefore }
     if hasOverflowed { lose(since: emptyBefore) }
     if reconciler.isHoldingDeaths { holdDeaths() }
@@ -360,7 +363,7 @@ final class WatchedFilesystem {
     report(
       Diagnostic(
         .filesystemFailed, .warning,
-        "\(name) \(MountTable.text(device)): a name could not be looked up: \(error); sessions look again at what they hold.",
+        "\(name) \(MountTable.text(device)): a name or directory could not be looked up: \(error); sessions look again at what they hold.",
         errno: error.code))
     hasOverflowed = true
   }

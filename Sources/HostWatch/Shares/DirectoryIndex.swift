@@ -1,3 +1,5 @@
+import Glibc
+
 /// Which directories are inside one share, and where.
 ///
 /// In: handles of directories, and the records that move them. Out: a
@@ -51,6 +53,8 @@ struct DirectoryIndex: ~Copyable {
   private var hand = 2
   private var epoch: UInt64 = 1
   private var movedInEpoch: UInt64 = 1
+  /// Why a directory's place could not be found out, until it is taken.
+  private var failure: SystemError?
   /// The window that is being worked on: entries resolved in it are marked.
   var window: UInt64 = 0
 
@@ -76,6 +80,13 @@ struct DirectoryIndex: ~Copyable {
     guard index != 0, isInside(index) else { return 0 }
     entries[Int(index)].used = true
     return index
+  }
+
+  /// The last failure to find out where a directory is: records may have been
+  /// left out.
+  mutating func takeFailure() -> SystemError? {
+    defer { failure = nil }
+    return failure
   }
 
   /// The directory's entry, wherever it is, without asking the filesystem.
@@ -165,15 +176,28 @@ struct DirectoryIndex: ~Copyable {
   /// Asks the filesystem where a directory is, and enters it and the unknown
   /// directories above it. 0 when it is gone or cannot be asked.
   private mutating func resolve(_ handle: FileHandle) -> UInt32 {
-    guard let directory = try? Syscall.open(handle, on: mount),
-      let status = try? Syscall.status(of: directory.rawValue),
-      status.isDirectory, status.links > 0
-    else { return 0 }
+    do throws(SystemError) {
+      let directory = try Syscall.open(handle, on: mount)
+      let status = try Syscall.status(of: directory.rawValue)
+      guard status.isDirectory, status.links > 0 else { return 0 }
+      return try resolve(handle, directory)
+    } catch {
+      // ESTALE: it is gone. Anything else leaves its place unknown.
+      if error.code != ESTALE { failure = error }
+      return 0
+    }
+  }
+
+  private mutating func resolve(_ handle: FileHandle, _ directory: borrowing OwnedDescriptor)
+    throws(SystemError) -> UInt32
+  {
     let parent: FileHandle
-    do {
+    do throws(SystemError) {
       parent = try Syscall.parentHandle(of: directory)
     } catch {
-      return enterOutside(handle)  // ENOENT: nothing above it within the share
+      // Nothing above it within the share.
+      if error.code == ENOENT { return enterOutside(handle) }
+      throw error
     }
     var above = parent.withView { find($0) }
     if above == 0 || (above != Self.rootIndex && entries[Int(above)].parent == 0) {

@@ -94,8 +94,13 @@ enum Syscall {
     -> OwnedDescriptor
   {
     var raw = handle.raw
-    return OwnedDescriptor(
-      try checked(unsafe hw_open_by_handle_path(mount, &raw), "open_by_handle_at"))
+    var result = unsafe hw_open_by_handle_path(mount, &raw)
+    // ext4 answers ENOMEM once in a while when directories are moved at the
+    // same moment.
+    for _ in 0..<3 where result == -ENOMEM {
+      result = unsafe hw_open_by_handle_path(mount, &raw)
+    }
+    return OwnedDescriptor(try checked(result, "open_by_handle_at"))
   }
 
   static func status(of descriptor: Int32) throws(SystemError) -> Status {
