@@ -37,8 +37,10 @@ final class Resync {
     while next < end {
       let index = registrations[next]
       next += 1
-      guard filesystem.router.nodes.registration(index).session == session.slot else { continue }
+      let entry = filesystem.router.nodes.registration(index)
+      guard entry.session == session.slot else { continue }
       checked += 1
+      if entry.isDead { continue }
       let (mask, flags) = verdict(filesystem.router.nodes.handle(of: index), filesystem)
       guard let mask else { continue }
       reported += 1
