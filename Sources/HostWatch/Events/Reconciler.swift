@@ -450,7 +450,8 @@ final class Reconciler {
     var holdings = doubtfulEntries()
     guard !holdings.isEmpty else { return }
     replay(into: &holdings)
-    correct(holdings.filter { $0.value.isFresh && ($0.value.touches >= 2 || !$0.value.needsLookup) })
+    correct(
+      holdings.filter { $0.value.isFresh && ($0.value.touches >= 2 || !$0.value.needsLookup) })
   }
 
   /// The entries touched by objects of which records may stand for several

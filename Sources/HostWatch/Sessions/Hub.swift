@@ -113,7 +113,8 @@ public final class Hub {
     } catch {
       user.sessions -= 1
       report(
-        Diagnostic(.sessionRefused, .warning, "A connection could not be watched: \(error).",
+        Diagnostic(
+          .sessionRefused, .warning, "A connection could not be watched: \(error).",
           peer: peer, errno: error.code))
     }
   }
@@ -224,7 +225,9 @@ public final class Hub {
   private func detach(_ filesystem: WatchedFilesystem) {
     filesystem.drain()
     for share in shares where share.filesystem === filesystem { share.lose("unmounted") }
-    for session in Array(filesystem.sessions.values) { session.detach(UInt32(HW_DETACHED_UNMOUNTED)) }
+    for session in Array(filesystem.sessions.values) {
+      session.detach(UInt32(HW_DETACHED_UNMOUNTED))
+    }
     forget(filesystem)
     report(
       Diagnostic(
@@ -270,7 +273,8 @@ public final class Hub {
     housekeepingIsArmed = false
     let now = Syscall.monotonicMicroseconds()
     let limit = UInt64(HW_INIT_TIMEOUT_SECONDS) * 1_000_000
-    for session in Array(sessions.values) where !session.isAttached && now - session.created >= limit {
+    for session in Array(sessions.values)
+    where !session.isAttached && now - session.created >= limit {
       session.end("it did not say INIT within \(HW_INIT_TIMEOUT_SECONDS) seconds")
     }
     if isShuttingDown && now - shutDownStarted >= limit {
@@ -344,7 +348,8 @@ public final class Hub {
       share.error = nil
       target.filesystem.shareCount += 1
       report(
-        Diagnostic(.shareReady, .info, "The share \(share.configuration.path) is ready.", share: name))
+        Diagnostic(
+          .shareReady, .info, "The share \(share.configuration.path) is ready.", share: name))
     } catch {
       if share.error != error.text {
         report(

@@ -51,7 +51,9 @@ final class Resync {
     return next < registrations.count
   }
 
-  private func verdict(_ handle: FileHandle, _ filesystem: WatchedFilesystem) -> (EventMask?, UInt32) {
+  private func verdict(_ handle: FileHandle, _ filesystem: WatchedFilesystem) -> (
+    EventMask?, UInt32
+  ) {
     do throws(SystemError) {
       let object = try Syscall.open(handle, on: filesystem.mount)
       let status = try Syscall.status(of: object.rawValue)
@@ -133,7 +135,7 @@ extension Session {
   private func registrations() -> [UInt32] {
     var all: [UInt32] = []
     all.reserveCapacity(identities.count)
-    identities.forEach { all.append($0) }
+    identities.visit { all.append($0) }
     return all
   }
 }

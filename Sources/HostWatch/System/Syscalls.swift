@@ -107,7 +107,8 @@ enum Syscall {
 
   static func status(of descriptor: Int32) throws(SystemError) -> Status {
     var raw = statx()
-    let wanted = UInt32(STATX_BASIC_STATS) | UInt32(0x1000) /* STATX_MNT_ID: Linux 5.8 */
+    // 0x1000 is STATX_MNT_ID (Linux 5.8).
+    let wanted = UInt32(STATX_BASIC_STATS) | 0x1000
     let result = unsafe hw_statx(descriptor, "", AT_EMPTY_PATH, wanted, &raw)
     try checked(result, "statx")
     return Status(
