@@ -14,7 +14,9 @@
 
   init() { unsafe chunks = [] }
 
-  deinit { for unsafechunk in unsafe chunks { unsafe chunk.deallocate() } }
+  deinit {
+    for index in unsafe chunks.indices { unsafe chunks[index].deallocate() }
+  }
 
   /// Stores `record` and returns its index.
   mutating func insert(_ record: Record) -> UInt32 {
