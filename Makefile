@@ -17,12 +17,13 @@ build:
 release:
 	$(SWIFT) build -c release --static-swift-stdlib -Xlinker --gc-sections -Xlinker -s
 
-#: make test              every test; without root it says what it left out
-test:
+#: make test              every test; installs missing packages, as root; without
+#:                        root it says what it left out
+test: install-packages
 	scripts/test
 
 #: make demo              shows the daemon at work (root)
-demo: build
+demo: install-packages build
 	scripts/demo
 
 #: make install-packages  what Debian has to have for building and testing (root)

@@ -158,7 +158,9 @@ final class KernelSimulator: Namespace {
     var at = directory
     while at != Self.root {
       if at == ancestor { return true }
-      guard let above = entries.first(where: { $0.value == at })?.key.directory else { return false }
+      guard let above = entries.first(where: { $0.value == at })?.key.directory else {
+        return false
+      }
       at = above
     }
     return at == ancestor
@@ -166,7 +168,9 @@ final class KernelSimulator: Namespace {
 
   // MARK: The queue
 
-  private func push(_ mask: UInt64, _ pid: Int32, _ object: UInt32, _ entry: Entry, _ isDirectory: Bool) {
+  private func push(
+    _ mask: UInt64, _ pid: Int32, _ object: UInt32, _ entry: Entry, _ isDirectory: Bool
+  ) {
     add(
       Slot(
         mask: mask | (isDirectory ? 0x4000_0000 : 0), pid: pid, object: object,
@@ -233,7 +237,8 @@ final class KernelSimulator: Namespace {
   {
     lookups += 1
     let number = directory.withView { Self.number($0) }
-    guard let found = entries[Entry(directory: number, name: String(decoding: name, as: UTF8.self))],
+    guard
+      let found = entries[Entry(directory: number, name: String(decoding: name, as: UTF8.self))],
       let inode = inodes[found]
     else { return nil }
     return (Self.handle(found), inode.isDirectory)
@@ -258,7 +263,8 @@ enum RecordBytes {
     }
     if slot.object != 0 { infos += info(1, slot.object, nil) }
     var bytes = number(UInt32(24 + infos.count)) + [3, 0] + number(UInt16(24))
-    bytes += number(slot.mask) + number(UInt32(bitPattern: -1)) + number(UInt32(bitPattern: slot.pid))
+    bytes +=
+      number(slot.mask) + number(UInt32(bitPattern: -1)) + number(UInt32(bitPattern: slot.pid))
     return bytes + infos
   }
 

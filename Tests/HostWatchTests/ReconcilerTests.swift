@@ -21,7 +21,9 @@ final class ClientModel {
     }
     let from = entry(event.directory, event.name)
     let to = entry(event.newDirectory, event.newName)
-    log.append("\(event.mask.eventNames) \(event.flags) \(object) \(describe(from)) \(describe(to)) pid \(event.pid)")
+    log.append(
+      "\(event.mask.eventNames) \(event.flags) \(object) \(describe(from)) \(describe(to)) pid \(event.pid)"
+    )
     if event.mask.contains(.rename), let from, let to {
       if entries[from] == object { entries[from] = nil }
       entries[to] = object
@@ -36,10 +38,13 @@ final class ClientModel {
   private func entry(_ directory: HandleView?, _ name: NameView) -> Entry? {
     guard let directory else { return nil }
     return Entry(
-      directory: KernelSimulator.number(directory), name: String(decoding: name.bytes, as: UTF8.self))
+      directory: KernelSimulator.number(directory),
+      name: String(decoding: name.bytes, as: UTF8.self))
   }
 
-  private func describe(_ entry: Entry?) -> String { entry.map { "\($0.directory)/\($0.name)" } ?? "-" }
+  private func describe(_ entry: Entry?) -> String {
+    entry.map { "\($0.directory)/\($0.name)" } ?? "-"
+  }
 }
 
 /// splitmix64: the same numbers for the same seed, everywhere.
@@ -149,7 +154,9 @@ struct History {
       failures += 1
       if failures <= 3 {
         if only != nil { print(history.model.log.joined(separator: "\n")) }
-        Issue.record("seed \(seed): \(difference(history.model.entries, actual)); after death: \(history.model.recordsAfterDeath)")
+        Issue.record(
+          "seed \(seed): \(difference(history.model.entries, actual)); after death: \(history.model.recordsAfterDeath)"
+        )
       }
     }
     #expect(failures == 0, "of \(count) histories")
@@ -171,7 +178,9 @@ struct History {
     }.sorted().joined(separator: "; ")
   }
 
-  private func run(_ body: (KernelSimulator) -> Void) throws -> (KernelSimulator, ClientModel, Reconciler) {
+  private func run(_ body: (KernelSimulator) -> Void) throws -> (
+    KernelSimulator, ClientModel, Reconciler
+  ) {
     let (simulator, model) = (KernelSimulator(), ClientModel())
     let reconciler = Reconciler(
       seed: 1, namespace: simulator, emit: { model.apply($0) }, overflow: {},

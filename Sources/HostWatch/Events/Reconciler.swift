@@ -69,11 +69,11 @@ final class Reconciler {
     var corrected: UInt64 = 0
   }
 
-  private(set) var counters = Counters()
+  var counters = Counters()
   private(set) var segments: [EventSegment] = []
   private(set) var events: [KernelEvent] = []
   private var spare: [EventSegment] = []
-  private var window = ReconcilerWindow()
+  var window = ReconcilerWindow()
   /// Events whose DELETE_SELF waits for the window's end.
   private var deaths: [Int] = []
   private struct HeldDeath {
@@ -96,11 +96,11 @@ final class Reconciler {
   private var barriers: [(upTo: Int, whenRead: Int)] = []
   private(set) var directoryRenames = 0
 
-  private let seed: UInt64
-  private let namespace: any Namespace
-  private let emit: (RemoteEvent) -> Void
+  let seed: UInt64
+  let namespace: any Namespace
+  let emit: (RemoteEvent) -> Void
   private let overflow: () -> Void
-  private let report: (SystemError) -> Void
+  let report: (SystemError) -> Void
 
   /// - Parameters:
   ///   - emit: gets each event; its views are valid during the call.
@@ -243,7 +243,7 @@ final class Reconciler {
     if bits.contains(.delete) { add(entry, sets: false, isNew: false) }
   }
 
-  private func entryHash(_ directory: HandleView, _ name: NameView) -> UInt64 {
+  func entryHash(_ directory: HandleView, _ name: NameView) -> UInt64 {
     name.hash(seed: directory.hash(seed: seed))
   }
 
@@ -342,7 +342,7 @@ final class Reconciler {
     return lost
   }
 
-  private func object(_ event: KernelEvent) -> HandleView? {
+  func object(_ event: KernelEvent) -> HandleView? {
     segments[Int(event.segment)].handle(event.object != 0 ? event.object : event.directory)
   }
 
@@ -428,218 +428,5 @@ final class Reconciler {
     for index in events.indices { note(index) }
     // All of these have been settled; only what comes from now on is new.
     window.markSettled()
-  }
-
-  // MARK: Settling
-
-  /// What a model holds at an entry, as far as this window's events tell.
-  private struct Holding {
-    /// The object, or nil for none.
-    var object: Int?
-    var touches = 0
-    /// A touch with an event, from which directory and name can be had.
-    var touch: ReconcilerWindow.Touch
-    var needsLookup = false
-    /// Something about it is new since the last settling.
-    var isFresh = false
-  }
-
-  private func settle() {
-    defer { window.markSettled() }
-    guard !window.suspects.isEmpty else { return }
-    var holdings = doubtfulEntries()
-    guard !holdings.isEmpty else { return }
-    replay(into: &holdings)
-    correct(holdings.filter { $0.value.isFresh && ($0.value.touches >= 2 || !$0.value.needsLookup) })
-  }
-
-  /// The entries touched by objects of which records may stand for several
-  /// operations.
-  private func doubtfulEntries() -> [UInt64: Holding] {
-    var entries: [UInt64: Holding] = [:]
-    for suspect in window.suspects {
-      let flags = window.objects[Int(suspect)].flags
-      let isDead = flags.contains(.dead)
-      if isDead && !flags.contains(.revisited) && !window.wasDisplaced(Int(suspect)) { continue }
-      window.forEachTouch(of: Int(suspect)) { touch in
-        guard touch.event != ReconcilerWindow.noEvent else { return }
-        var holding = entries[touch.entry] ?? Holding(touch: touch)
-        if !isDead { holding.needsLookup = true }
-        if flags.contains(.dirty) { holding.isFresh = true }
-        entries[touch.entry] = holding
-      }
-    }
-    return entries
-  }
-
-  /// Applies the window's touches, in the order in which they were passed on.
-  private func replay(into holdings: inout [UInt64: Holding]) {
-    for (index, touch) in window.touches.enumerated() {
-      guard var holding = holdings[touch.entry] else { continue }
-      if touch.event != ReconcilerWindow.noEvent {
-        holding.touches += 1
-        // Another object's record may be older than what was settled here.
-        if index >= window.settledTouches { holding.isFresh = true }
-      }
-      if touch.sets {
-        holding.object = Int(touch.object)
-      } else if holding.object == Int(touch.object) {
-        holding.object = nil
-      }
-      holdings[touch.entry] = holding
-    }
-  }
-
-  private struct Difference {
-    var entry: UInt64
-    var touch: ReconcilerWindow.Touch
-    var held: Int?
-    var actual: (object: Int, isDirectory: Bool)?
-  }
-
-  private func correct(_ holdings: [UInt64: Holding]) {
-    var differences: [Difference] = []
-    for (entry, holding) in holdings.sorted(by: { $0.value.touch.event < $1.value.touch.event }) {
-      guard let difference = difference(entry, holding) else { continue }
-      differences.append(difference)
-    }
-    // What an entry must hold, first: a move takes it from where it was wrong.
-    for index in differences.indices {
-      guard let actual = differences[index].actual else { continue }
-      let source = differences.indices.first {
-        $0 != index && differences[$0].held == actual.object
-          && differences[$0].actual?.object != actual.object
-      }
-      if let source, !window.objects[actual.object].flags.contains(.linked) {
-        emitMove(from: differences[source], to: differences[index], actual)
-        differences[source].held = nil
-      } else {
-        emitEntry(.create, differences[index], actual.object, actual.isDirectory)
-      }
-      differences[index].held = nil
-    }
-    for difference in differences where difference.actual == nil {
-      guard let held = difference.held else { continue }
-      let isDirectory = window.objects[held].flags.contains(.isDirectory)
-      if isDirectory && !window.objects[held].flags.contains(.dead)
-        && emitRelocation(held, difference)
-      {
-        continue
-      }
-      emitEntry(.delete, difference, held, isDirectory)
-    }
-  }
-
-  /// Compares what a model holds with what is there; nil when it is the same.
-  private func difference(_ entry: UInt64, _ holding: Holding) -> Difference? {
-    var difference = Difference(entry: entry, touch: holding.touch, held: holding.object)
-    if holding.needsLookup {
-      let place = place(of: holding.touch)
-      counters.lookups += 1
-      do throws(SystemError) {
-        if let found = try namespace.lookup(place.name, in: place.directory) {
-          // An object of which the window has no record came there later: its
-          // own record is in the queue and will say so.
-          let hash = found.handle.withView { $0.hash(seed: seed) }
-          guard let object = window.find(hash) else { return nil }
-          difference.actual = (object, found.isDirectory)
-        }
-      } catch {
-        report(error)
-        return nil
-      }
-    } else {
-      guard let held = holding.object, window.objects[held].flags.contains(.dead) else {
-        return nil
-      }
-    }
-    return difference.actual?.object == difference.held ? nil : difference
-  }
-
-  private func place(of touch: ReconcilerWindow.Touch) -> (directory: FileHandle, name: [UInt8]) {
-    let event = events[Int(touch.event)]
-    let segment = segments[Int(event.segment)]
-    let handle = segment.handle(touch.isNew ? event.newDirectory : event.directory)
-    let name =
-      touch.isNew
-      ? segment.name(event.newName, event.newNameSize) : segment.name(event.name, event.nameSize)
-    // A touch is made only where the record has the directory.
-    guard let handle else { preconditionFailure("a touch without a directory") }
-    return (FileHandle(handle), name.bytes)
-  }
-
-  private func handle(ofObject object: Int) -> FileHandle {
-    // An object's event has its handle: that is how it was found.
-    guard let view = self.object(events[Int(window.objects[object].event)]) else {
-      preconditionFailure("an object without a handle")
-    }
-    return FileHandle(view)
-  }
-
-  // MARK: Corrections
-
-  private func emitEntry(
-    _ operation: EventMask, _ difference: Difference, _ object: Int, _ isDirectory: Bool
-  ) {
-    let place = place(of: difference.touch)
-    note(object, difference.entry, sets: operation == .create, isDirectory)
-    emitCorrection(
-      operation.union(isDirectory ? .isDirectory : []), object, place, to: nil)
-  }
-
-  private func emitMove(
-    from: Difference, to: Difference, _ actual: (object: Int, isDirectory: Bool)
-  ) {
-    note(actual.object, from.entry, sets: false, actual.isDirectory)
-    note(actual.object, to.entry, sets: true, actual.isDirectory)
-    emitCorrection(
-      EventMask.rename.union(actual.isDirectory ? .isDirectory : []), actual.object,
-      place(of: from.touch), to: place(of: to.touch))
-  }
-
-  /// A living directory that is not where a model has it has been moved by
-  /// something that is still queued: it is shown where it is, since for a
-  /// directory to vanish and to come again is not the same.
-  private func emitRelocation(_ object: Int, _ difference: Difference) -> Bool {
-    guard let location = namespace.location(ofDirectory: handle(ofObject: object)) else {
-      return false
-    }
-    note(object, difference.entry, sets: false, true)
-    emitCorrection(
-      [.rename, .isDirectory], object, place(of: difference.touch),
-      to: (location.parent, location.name))
-    return true
-  }
-
-  private func note(_ object: Int, _ entry: UInt64, sets: Bool, _ isDirectory: Bool) {
-    window.add(
-      .init(
-        entry: entry, object: UInt32(object), event: ReconcilerWindow.noEvent, sets: sets,
-        isNew: false), isDirectory: isDirectory)
-  }
-
-  private func emitCorrection(
-    _ mask: EventMask, _ object: Int, _ place: (directory: FileHandle, name: [UInt8]),
-    to newPlace: (directory: FileHandle, name: [UInt8])?
-  ) {
-    counters.corrected += 1
-    var event = RemoteEvent(mask: mask, flags: UInt32(HW_CORRECTED))
-    handle(ofObject: object).withView { objectView in
-      place.directory.withView { directoryView in
-        NameView.with(place.name) { name in
-          event.object = objectView
-          event.directory = directoryView
-          event.name = name
-          guard let newPlace else { return emit(event) }
-          newPlace.directory.withView { newDirectoryView in
-            NameView.with(newPlace.name) { newName in
-              event.newDirectory = newDirectoryView
-              event.newName = newName
-              emit(event)
-            }
-          }
-        }
-      }
-    }
   }
 }

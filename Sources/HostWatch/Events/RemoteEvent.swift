@@ -36,7 +36,8 @@
     let bytes = unsafe buffer
     guard count >= 2, count <= 21, unsafe bytes[0] == 0x23 else { return nil }
     var number: UInt64 = 0
-    for unsafe byte in unsafe bytes[1...] {
+    for index in 1..<count {
+      let byte = unsafe bytes[index]
       guard byte >= 0x30, byte <= 0x39 else { return nil }
       let (product, overflow) = number.multipliedReportingOverflow(by: 10)
       let (sum, carry) = product.addingReportingOverflow(UInt64(byte - 0x30))

@@ -42,7 +42,9 @@ import Glibc
   func fill(with bytes: [UInt8]) {
     precondition(bytes.count <= EventSegment.capacity)
     unsafe bytes.withUnsafeBytes { source in
-      if let start = source.baseAddress { unsafe base.copyMemory(from: start, byteCount: bytes.count) }
+      if let start = source.baseAddress {
+        unsafe base.copyMemory(from: start, byteCount: bytes.count)
+      }
     }
     count = bytes.count
   }

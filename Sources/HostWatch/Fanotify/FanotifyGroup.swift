@@ -33,7 +33,8 @@ struct FanotifyGroup: ~Copyable {
 
   /// Makes a group and marks the filesystem that `directory` is on.
   init(marking directory: Int32) throws(WatchError) {
-    let result = hw_fanotify_init(UInt32(hw_group_flags), UInt32(O_RDONLY | O_CLOEXEC | O_LARGEFILE))
+    let result = hw_fanotify_init(
+      UInt32(hw_group_flags), UInt32(O_RDONLY | O_CLOEXEC | O_LARGEFILE))
     guard result >= 0 else { throw WatchAdvice.initFailed(-result) }
     let group = OwnedDescriptor(result)
     do {
@@ -69,7 +70,8 @@ struct FanotifyGroup: ~Copyable {
   }
 
   /// `sdev` of the one mark: the kernel's own device number, major << 20 | minor.
-  private static func markedDevice(_ group: borrowing OwnedDescriptor) throws(SystemError) -> UInt64 {
+  private static func markedDevice(_ group: borrowing OwnedDescriptor) throws(SystemError) -> UInt64
+  {
     let path = "/proc/self/fdinfo/\(group.rawValue)"
     let text = String(decoding: try Syscall.contents(of: path), as: UTF8.self)
     for line in text.split(separator: "\n") where line.hasPrefix("fanotify sdev:") {
@@ -88,7 +90,8 @@ enum WatchAdvice {
     let cause = SystemError("fanotify_init", code)
     switch code {
     case EPERM:
-      return WatchError(cause, "\(cause): the daemon needs CAP_SYS_ADMIN in the first user namespace.")
+      return WatchError(
+        cause, "\(cause): the daemon needs CAP_SYS_ADMIN in the first user namespace.")
     case EINVAL, ENOSYS:
       return WatchError(
         cause,
@@ -116,10 +119,12 @@ enum WatchAdvice {
         "this is a btrfs subvolume; mount the filesystem's top level somewhere private (mount -o subvolid=5) and share the directory there."
     case (EOPNOTSUPP, Int(hw_magic_overlay)): return overlay
     case (EOPNOTSUPP, _):
-      return "the filesystem has no file handles, so changes on it cannot be told apart; share the filesystem below it."
+      return
+        "the filesystem has no file handles, so changes on it cannot be told apart; share the filesystem below it."
     case (ENODEV, Int(hw_magic_overlay)): return overlay
     case (ENODEV, _):
-      return "the filesystem has no id (FUSE has none); share the filesystem that is behind it on this host."
+      return
+        "the filesystem has no id (FUSE has none); share the filesystem that is behind it on this host."
     case (EPERM, _): return "the daemon needs CAP_SYS_ADMIN in the first user namespace."
     case (ENOSPC, _): return "raise fs.fanotify.max_user_marks."
     case (ENOMEM, _): return "the system is out of memory."

@@ -111,7 +111,9 @@ enum RecordParser {
     }
     switch Int32(type) {
     case FAN_EVENT_INFO_TYPE_FID:
-      guard event.object == 0 else { throw RecordError(problem: .repeatedInfo(type), offset: offset) }
+      guard event.object == 0 else {
+        throw RecordError(problem: .repeatedInfo(type), offset: offset)
+      }
       event.object = handle
     case FAN_EVENT_INFO_TYPE_NEW_DFID_NAME:
       guard event.newDirectory == 0 else {

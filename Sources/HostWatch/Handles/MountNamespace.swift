@@ -29,6 +29,9 @@ final class MountNamespace: Namespace {
       let path = try? Syscall.path(of: open), let slash = path.lastIndex(of: 0x2f),
       slash + 1 < path.count
     else { return nil }
-    return (parent, Array(path[(slash + 1)...]))
+    // It may have been moved or removed between these calls.
+    let name = Array(path[(slash + 1)...])
+    guard let found = try? lookup(name, in: parent), found.handle == directory else { return nil }
+    return (parent, name)
   }
 }

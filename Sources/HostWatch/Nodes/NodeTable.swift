@@ -170,7 +170,8 @@ struct NodeTable: ~Copyable {
     let count = handle.count
     // The record stays where it is during the call.
     let record = unsafe objects.pointer(index)
-    guard unsafe Int32(record.pointee.type) == handle.type, unsafe Int(record.pointee.count) == count
+    guard unsafe Int32(record.pointee.type) == handle.type,
+      unsafe Int(record.pointee.count) == count
     else { return false }
     if unsafe record.pointee.isLong {
       return self.handle(ofObject: index).withView { $0 == handle }
@@ -186,7 +187,11 @@ struct NodeTable: ~Copyable {
       isLong: view.count > Self.inlineHandleSize, words: (0, 0, 0))
     if object.isLong {
       let place = freeLongHandles.popLast() ?? longHandles.count
-      if place == longHandles.count { longHandles.append(handle) } else { longHandles[place] = handle }
+      if place == longHandles.count {
+        longHandles.append(handle)
+      } else {
+        longHandles[place] = handle
+      }
       object.words.0 = UInt64(place)
     } else {
       unsafe withUnsafeMutableBytes(of: &object.words) {
@@ -222,13 +227,17 @@ struct IdentityIndex {
     index.find(hash(id)) { table.registration($0).id.value == id }
   }
 
-  mutating func insert(_ id: NodeID, _ registration: UInt32) { index.insert(hash(id), registration) }
+  mutating func insert(_ id: NodeID, _ registration: UInt32) {
+    index.insert(hash(id), registration)
+  }
 
-  mutating func remove(_ id: NodeID, _ registration: UInt32) { index.remove(hash(id), registration) }
+  mutating func remove(_ id: NodeID, _ registration: UInt32) {
+    index.remove(hash(id), registration)
+  }
 
   mutating func removeAll() { index.removeAll() }
 
-  func forEach(_ body: (UInt32) -> Void) { index.forEach(body) }
+  func visit(_ body: (UInt32) -> Void) { index.visit(body) }
 
   private func hash(_ id: NodeID) -> UInt32 {
     UInt32(truncatingIfNeeded: fold(fold(id.nodeid ^ seed) ^ id.generation) >> 32)

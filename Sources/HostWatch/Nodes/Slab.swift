@@ -14,7 +14,9 @@
 
   init() { unsafe chunks = [] }
 
-  deinit { for unsafe chunk in unsafe chunks { unsafe chunk.deallocate() } }
+  deinit {
+    for index in unsafe chunks.indices { unsafe chunks[index].deallocate() }
+  }
 
   /// Stores `record` and returns its index.
   mutating func insert(_ record: Record) -> UInt32 {
@@ -127,7 +129,7 @@ struct HashIndex {
   }
 
   /// Every index in the table, in no order.
-  func forEach(_ body: (UInt32) -> Void) {
+  func visit(_ body: (UInt32) -> Void) {
     for slot in slots where slot != 0 { body(UInt32(truncatingIfNeeded: slot)) }
   }
 

@@ -37,8 +37,10 @@ final class Resync {
     while next < end {
       let index = registrations[next]
       next += 1
-      guard filesystem.router.nodes.registration(index).session == session.slot else { continue }
+      let entry = filesystem.router.nodes.registration(index)
+      guard entry.session == session.slot else { continue }
       checked += 1
+      if entry.isDead { continue }
       let (mask, flags) = verdict(filesystem.router.nodes.handle(of: index), filesystem)
       guard let mask else { continue }
       reported += 1
@@ -49,7 +51,9 @@ final class Resync {
     return next < registrations.count
   }
 
-  private func verdict(_ handle: FileHandle, _ filesystem: WatchedFilesystem) -> (EventMask?, UInt32) {
+  private func verdict(_ handle: FileHandle, _ filesystem: WatchedFilesystem) -> (
+    EventMask?, UInt32
+  ) {
     do throws(SystemError) {
       let object = try Syscall.open(handle, on: filesystem.mount)
       let status = try Syscall.status(of: object.rawValue)
@@ -131,7 +135,7 @@ extension Session {
   private func registrations() -> [UInt32] {
     var all: [UInt32] = []
     all.reserveCapacity(identities.count)
-    identities.forEach { all.append($0) }
+    identities.visit { all.append($0) }
     return all
   }
 }

@@ -111,7 +111,10 @@ import Glibc
       case .nothing: return flush()
       case .hangUp: return end("the peer hung up")
       case .failed(let error): return end("\(error)")
-      case .tooLarge: violate(.malformed("The packet is longer than 131,072 bytes, or its descriptors could not be received."))
+      case .tooLarge:
+        violate(
+          .malformed(
+            "The packet is longer than 131,072 bytes, or its descriptors could not be received."))
       case .packet(let descriptors): handlePacket(descriptors)
       }
     }
@@ -240,7 +243,7 @@ import Glibc
     source = nil
     resync = nil
     if let filesystem {
-      identities.forEach { filesystem.router.nodes.remove($0) }
+      identities.visit { filesystem.router.nodes.remove($0) }
       identities.removeAll()
       filesystem.remove(slot: slot)
     }

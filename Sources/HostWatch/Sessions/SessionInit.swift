@@ -88,12 +88,14 @@ extension Session {
 
   private func findShare(_ name: String) throws(Refusal) -> Target {
     guard let share = hub.share(named: name) else {
-      throw Refusal(ENOENT, "No share of that name is configured; see [[share]] in the configuration.")
+      throw Refusal(
+        ENOENT, "No share of that name is configured; see [[share]] in the configuration.")
     }
     guard isAllowed(share.configuration) else {
       throw Refusal(
         EACCES,
-        "The share does not allow uid \(peer.uid); add it to allow-users or a group of it to allow-groups.")
+        "The share does not allow uid \(peer.uid); add it to allow-users or a group of it to allow-groups."
+      )
     }
     return try hub.open(share)
   }
@@ -130,7 +132,9 @@ extension Session {
     reply(ReplyBuilder.initialized(grant(), unique: unique))
   }
 
-  private func makeScope(_ value: Request.Initialize, _ target: Target) throws(Refusal) -> TreeScope? {
+  private func makeScope(_ value: Request.Initialize, _ target: Target) throws(Refusal)
+    -> TreeScope?
+  {
     guard UInt32(value.mode) == HW_MODE_TREE else { return nil }
     guard let layout = InodeLayout(magic: target.filesystem.magic),
       target.handle.withView({ layout.identity(in: $0) }) != nil
@@ -172,7 +176,8 @@ extension Session {
     let wanted = value.maxPacket == 0 ? HW_PACKET_DEFAULT : value.maxPacket
     let maxPacket = min(max(wanted, smallest), HW_PACKET_MAX)
     let queueWanted = value.queueLimit == 0 ? limits.queuePerSession : Int(value.queueLimit)
-    let queueLimit = min(max(queueWanted, Int(HW_QUEUE_MIN)), max(limits.queuePerSession, Int(HW_QUEUE_MIN)))
+    let queueLimit = min(
+      max(queueWanted, Int(HW_QUEUE_MIN)), max(limits.queuePerSession, Int(HW_QUEUE_MIN)))
     unsafe state.pointee = SessionState(
       id: id, isTree: scope != nil, events: events, options: options, ownPID: ownPID,
       queue: PacketQueue(

@@ -76,7 +76,8 @@ extension Session {
     guard entry.id.nodeid != NodeID.root.nodeid else { throw SystemError("REGISTER", EINVAL) }
     let named = identities.find(entry.id, in: router.nodes)
     if named != 0 && named != existing { throw SystemError("REGISTER", EEXIST) }
-    let interest = entry.interest.isEmpty ? defaultInterest : entry.interest.intersection(.allEvents)
+    let interest =
+      entry.interest.isEmpty ? defaultInterest : entry.interest.intersection(.allEvents)
     if existing != 0 {
       if named == 0 {
         identities.remove(router.nodes.registration(existing).id.value, existing)

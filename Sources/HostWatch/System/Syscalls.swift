@@ -95,17 +95,20 @@ enum Syscall {
   {
     var raw = handle.raw
     var result = unsafe hw_open_by_handle_path(mount, &raw)
-    // ext4 answers ENOMEM once in a while when directories are moved at the
-    // same moment.
-    for _ in 0..<3 where result == -ENOMEM {
+    // ext4 answers ENOMEM while the inode is being freed, and ESTALE after that.
+    for _ in 0..<openAttempts where result == -ENOMEM {
+      sched_yield()
       result = unsafe hw_open_by_handle_path(mount, &raw)
     }
     return OwnedDescriptor(try checked(result, "open_by_handle_at"))
   }
 
+  private static let openAttempts = 1000
+
   static func status(of descriptor: Int32) throws(SystemError) -> Status {
     var raw = statx()
-    let wanted = UInt32(STATX_BASIC_STATS) | UInt32(0x1000) /* STATX_MNT_ID: Linux 5.8 */
+    // 0x1000 is STATX_MNT_ID (Linux 5.8).
+    let wanted = UInt32(STATX_BASIC_STATS) | 0x1000
     let result = unsafe hw_statx(descriptor, "", AT_EMPTY_PATH, wanted, &raw)
     try checked(result, "statx")
     return Status(

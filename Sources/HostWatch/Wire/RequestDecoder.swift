@@ -89,7 +89,9 @@ enum RequestDecoder {
     default: throw .malformed("The message type is unknown.")
     }
     guard load(bytes, 6, UInt16.self) == 0 else { throw .invalid("The header's flags must be 0.") }
-    guard load(bytes, 8, UInt64.self) != 0 else { throw .invalid("A request's unique must not be 0.") }
+    guard load(bytes, 8, UInt64.self) != 0 else {
+      throw .invalid("A request's unique must not be 0.")
+    }
     return request
   }
 
