@@ -5,14 +5,16 @@ one is made small."""
 import os
 import select
 import shutil
+import signal
 import stat
 import subprocess
+import time
 import unittest
 
 import handles
 import scratch
-from hostwatch import NOBODY, NODES, TIMEOUT, TREE, Lost, Record
-from model import NodesModel, TreeModel
+from hostwatch import NOBODY, NODES, ROOT, TIMEOUT, TREE, Lost, Record, register_entry
+from model import NodesModel, TreeModel, walk
 
 _GONE = (FileNotFoundError, NotADirectoryError)
 _binary = None
@@ -64,6 +66,27 @@ class Writer:
         self.process.wait()
 
 
+class Relay(TreeModel):
+    """A TREE client that remembers in its history what it read, and when."""
+
+    def apply_all(self, notifications):
+        if notifications:
+            self.history.append(f"at {time.monotonic_ns()}")
+        super().apply_all(notifications)
+
+    def _read_open(self, directory, fd):
+        super()._read_open(directory, fd)
+        self.history.append(f"{time.monotonic_ns()} read {directory}: {self.entries[directory]}")
+
+
+def story(model, nodes):
+    """What a model was told about some objects."""
+    return "\n".join(f"    {one}" for one in model.history
+                     if isinstance(one, str) and any(str(node) in one for node in nodes)
+                     or isinstance(one, Record)
+                     and any(node in (one.dir, one.node, one.new_dir) for node in nodes))
+
+
 class Server(NodesModel):
     """A FUSE server that keeps its objects' attributes, too: what it was not told
     has changed must not have changed."""
@@ -92,6 +115,40 @@ class Server(NodesModel):
             if node != NOBODY:
                 self.attributes[node] = None
 
+    def reconnect(self, client, since):
+        """Registers everything again with a new daemon, as unchanged since that
+        moment (nanoseconds); the nodes that it found gone itself."""
+        self.client = client
+        lost = set()
+        batch, fds = [], []
+
+        def send():
+            if batch:
+                assert not any(client.register(batch, fds))
+            for fd in fds:
+                os.close(fd)
+            batch.clear()
+            fds.clear()
+
+        for handle, node in list(self.nodes.items()):
+            if node == ROOT:
+                continue
+            try:
+                fds.append(handles.open_handle(self.mount_fd, handle))
+            except OSError:
+                del self.nodes[handle]
+                self.ended.add(node)
+                lost.add(node)
+                continue
+            batch.append(register_entry(*node, since=divmod(since, 1000000000)))
+            if len(batch) == 250:
+                send()
+        send()
+        # Nobody says whether the root has changed: INIT has no `since`.
+        self.read(ROOT)
+        self.attributes[ROOT] = None
+        return lost
+
     def _stale(self):
         for node in set(self.flat().values()):
             if node in self.ended or node not in self.handle:
@@ -105,10 +162,8 @@ class Server(NodesModel):
             finally:
                 os.close(fd)
             if self.attributes.get(node) not in (None, now):
-                story = "\n".join(f"    {one}" for one in self.history
-                                  if isinstance(one, Record)
-                                  and node in (one.dir, one.node, one.new_dir))
-                yield f"  {node}: kept {self.attributes[node]}, is {now}\n{story}"
+                yield (f"  {node}: kept {self.attributes[node]}, is {now}\n"
+                       f"{story(self, [node])}")
             self.attributes[node] = now
 
     def check(self):
@@ -123,7 +178,7 @@ class Watch:
         self.clients = []
         self.models = []
         try:
-            for mode, model in ((TREE, TreeModel), (NODES, Server)):
+            for mode, model in ((TREE, Relay), (NODES, Server)):
                 client = daemon.session(self.share, mode, **fields)
                 self.clients.append(client)
                 self.models.append(model(client, self.share))
@@ -167,8 +222,29 @@ class Watch:
             except AssertionError as error:
                 differences = f"{error}"
             if differences:
-                wrong.append(f"{type(model).__name__}: {differences}")
+                wrong.append(f"{type(model).__name__}: {differences}{self._why(model)}")
         return "\n".join(wrong)
+
+    @staticmethod
+    def _why(model):
+        """The records about the first objects that are elsewhere."""
+        if isinstance(model, TreeModel):
+            truth = walk(model.path, handles.identity)
+        else:
+            truth = walk(model.path, lambda handle: model.nodes.get(handle, ("?", handle)))
+        kept = model.flat()
+        wrong = [path for path in sorted(kept.keys() | truth.keys())
+                 if kept.get(path) != truth.get(path)][:2]
+        return "".join(
+            f"\n  all about {node}, of {path!r}:\n{story(model, [node])}" for path in wrong
+            for node in {kept.get(path), truth.get(path),
+                         truth.get(os.path.dirname(path), ROOT)} - {None})
+
+    def dump(self, path):
+        """Writes down all that the models were told."""
+        for model in self.models:
+            with open(f"{path}.{type(model).__name__}", "w", encoding="utf-8") as file:
+                file.writelines(f"{one}\n" for one in model.history)
 
     @property
     def losses(self):
@@ -180,22 +256,32 @@ def make_base(base):
         os.makedirs(os.path.join(base, name))
 
 
-def read_traces(paths):
-    """One list of (writer, operation, path, path) in the order of their times."""
-    lines = []
+def stop(daemon):
+    """Stops the daemon until SIGCONT."""
+    daemon.signal(signal.SIGSTOP)
+    while True:
+        with open(f"/proc/{daemon.pid}/stat", encoding="ascii") as file:
+            if file.read().rpartition(")")[2].split()[0] == "T":
+                return
+
+
+def read_traces(paths, marks=()):
+    """One list of (time, writer, operation, path, path) in order."""
+    lines = list(marks)
     for writer, path in enumerate(paths):
         with open(path, encoding="utf-8") as file:
             for line in file:
                 time, *words = line.split()
                 lines.append((int(time), writer, *words))
     lines.sort(key=lambda line: line[0])
-    return [tuple(line[1:]) for line in lines]
+    return lines
 
 
 def replay(daemon, base, operations):
     """Does the operations one after the other in a new `base`: '' if the models
     are true after each `check` and at the end."""
     make_base(base)
+    daemon.drain_notifications()
     writers = {}
     watch = Watch(daemon, base)
     try:
@@ -208,9 +294,10 @@ def replay(daemon, base, operations):
             if writer not in writers:
                 writers[writer] = Writer(base, controls=daemon.pid)
             writers[writer].command(*(word for word in words if word != "-"))
+        daemon.signal(signal.SIGCONT)
         return watch.check()
     finally:
-        daemon.signal(18)
+        daemon.signal(signal.SIGCONT)
         for writer in writers.values():
             writer.close()
         watch.close()
