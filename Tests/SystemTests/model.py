@@ -206,12 +206,17 @@ class TreeModel(Model):
             waiting += self.entries.pop(directory).values()
 
     def _put(self, record, directory, name):
+        if directory not in self.entries:
+            self.unread.add(directory)
         self.set(directory, name, record.node)
         if not record.mask & ISDIR:
             return
+        # One that was below a directory which moved in, and left that before it was
+        # read, is not known here.
+        is_new = bool(record.mask & RENAME) and record.node not in self.entries
         self.entries.setdefault(record.node, {})
         self.place[record.node] = (directory, name)
-        if record.flags & (MOVED_IN | CORRECTED) or record.node in self.unread:
+        if record.flags & (MOVED_IN | CORRECTED) or record.node in self.unread or is_new:
             self.read(record.node)
 
     def resynced(self):
