@@ -20,7 +20,7 @@ from histories import Watch, Writer, churn, make_base, read_traces, reduce, repl
 HISTORIES = 12
 OPERATIONS = 5000
 NAMES = ("abc/pq", "ab/pqr", "abcdefg/pqrst", "abcd/pq", "abc/pqrst")
-WINDOW_SECONDS = 8.0
+WINDOW_SECONDS = 5.0
 REDUCE_SECONDS = 15.0
 
 
@@ -30,7 +30,7 @@ def number(variable):
 
 @scratch.on_each_filesystem
 class Histories(DaemonTest):
-    minutes = number("HOSTWATCH_SOAK_MINUTES") / len(scratch.KINDS)
+    seconds = number("HOSTWATCH_SOAK_MINUTES") * 60 / len(scratch.KINDS)
     limit = 86400
 
     def figures(self):
@@ -42,8 +42,8 @@ class Histories(DaemonTest):
     def seeds(self):
         if os.environ.get("HOSTWATCH_SEED"):
             return [number("HOSTWATCH_SEED")]
-        count = number("HOSTWATCH_HISTORIES") or (0 if self.minutes else HISTORIES)
-        end = time.monotonic() + self.minutes * 60
+        count = number("HOSTWATCH_HISTORIES") or (0 if self.seconds else HISTORIES)
+        end = time.monotonic() + self.seconds * 3 / 4
 
         def some():
             done = 0
@@ -129,7 +129,7 @@ class Histories(DaemonTest):
         churn()
         self.session()
         before = self.figures()
-        end = time.monotonic() + (self.minutes * 60 or WINDOW_SECONDS)
+        end = time.monotonic() + (self.seconds / 4 or WINDOW_SECONDS)
         wrong, done = [], 0
         seeds = iter(self.seeds() if os.environ.get("HOSTWATCH_SEED")
                      else iter(lambda: random.randrange(1 << 32), None))

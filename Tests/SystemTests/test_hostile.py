@@ -5,12 +5,14 @@ daemon is afterwards what it was before."""
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 import time
 
-from daemon import DaemonTest, table
+from daemon import Daemon, DaemonTest, table, touch
 from histories import Watch, Writer
+from hostwatch import SYNC
 from test_convergence import number
 
 SECONDS = 8.0
@@ -87,3 +89,27 @@ class Hostile(DaemonTest):
         self.assertLess(kib, resident + GROWTH_KIB, f"seed {seed}")
         self.assertEqual(watch.losses, 0)
         self.assertEqual(watch.check(), "")
+
+
+class StalledServiceManager(DaemonTest):
+    """What the service manager does not read must not keep the daemon from reading."""
+
+    def test_not_read(self):
+        daemon = Daemon()
+        self.addCleanup(daemon.kill)
+        client = daemon.session(self.share)
+        self.addCleanup(client.close)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full:
+            full.setblocking(False)
+            full.connect(os.path.join(daemon.directory, "notify"))
+            try:
+                while True:
+                    full.send(b"X=1")
+            except BlockingIOError:
+                pass
+        end = time.monotonic() + 2.5  # a STATUS= comes at most once a second
+        while time.monotonic() < end:
+            touch(os.path.join(self.share, "f"))
+            client.wait_reply(client.send(SYNC), timeout=5)
+            time.sleep(0.1)
+        daemon.stop()
