@@ -49,6 +49,9 @@
 #ifndef O_LARGEFILE
 #define O_LARGEFILE 0 /* what it is where off_t has 64 bits */
 #endif
+#ifndef AT_STATX_DONT_SYNC
+#define AT_STATX_DONT_SYNC 0x4000 /* Linux 4.11 */
+#endif
 /* strerrorname_np(3): glibc 2.32. */
 const char *hw_error_name(int code);
 

@@ -17,6 +17,7 @@ import CHostWatch
   private var nodeSessions = 0
   /// Slots whose queue was empty before this batch.
   private(set) var ready: [UInt32] = []
+  private var taken: [UInt32] = []
   private var touched: [UInt32] = []
   private var losing: [UInt32] = []
   private var stamp: UInt64 = 0
@@ -24,20 +25,20 @@ import CHostWatch
   private var origins: [Int32: [UInt64]] = [:]
   private var lastPID: Int32 = 0
   private var lastOrigin: UInt64 = 0
-  /// When a record about an object was routed without finding it registered,
-  /// in milliseconds, by the object's hash. Several objects may share a place:
+  /// When a record about an object was routed, in milliseconds, by the object's
+  /// hash: who registers it afterwards was not told. Several objects may share a place:
   /// then one is looked at again without need.
-  private var unregistered: [UInt32]
+  private var passed: [UInt32]
   /// Milliseconds on CLOCK_MONOTONIC, as of this batch.
   var now: UInt32 = 0
   private(set) var delivered: UInt64 = 0
 
-  static let unregisteredMemoryMilliseconds: UInt32 = 1000
+  static let passedMemoryMilliseconds: UInt32 = 1000
 
   init(seed: UInt64) {
     nodes = NodeTable(seed: seed)
     unsafe states = []
-    unregistered = []
+    passed = []
   }
 
   // MARK: Sessions
@@ -51,19 +52,19 @@ import CHostWatch
       if !scopes.contains(where: { $0 === scope }) { scopes.append(scope) }
     } else {
       nodeSessions += 1
-      if unregistered.isEmpty { unregistered = [UInt32](repeating: 0, count: 1 << 16) }
+      if passed.isEmpty { passed = [UInt32](repeating: 0, count: 1 << 16) }
     }
     unsafe origins[state.pointee.ownPID, default: []].append(state.pointee.id)
-    lastPID = 0
+    (lastPID, lastOrigin) = (0, 0)
     return slot
   }
 
   func remove(slot: UInt32) {
     guard let state = unsafe states[Int(slot)] else { return }
     let (pid, id) = unsafe (state.pointee.ownPID, state.pointee.id)
+    (lastPID, lastOrigin) = (0, 0)
     origins[pid]?.removeAll { $0 == id }
     if origins[pid]?.isEmpty == true { origins[pid] = nil }
-    lastPID = 0
     if unsafe !state.pointee.isTree { nodeSessions -= 1 }
     for scope in scopes { scope.sessions.removeAll { $0 == slot } }
     scopes.removeAll { $0.sessions.isEmpty }
@@ -73,8 +74,10 @@ import CHostWatch
 
   /// The slots that have something to send since the last call.
   func takeReady() -> [UInt32] {
-    defer { ready.removeAll(keepingCapacity: true) }
-    return ready
+    // The two arrays take turns, so that neither is allocated anew.
+    swap(&ready, &taken)
+    ready.removeAll(keepingCapacity: true)
+    return taken
   }
 
   /// The slots that have begun to lose records since the last call.
@@ -86,13 +89,13 @@ import CHostWatch
 
   /// Whether a record about the object passed within the last second, before
   /// it was registered.
-  func passedUnregistered(_ handle: HandleView) -> Bool {
-    guard !unregistered.isEmpty else { return false }
-    let seen = unregistered[place(handle.hash(seed: nodes.seed))]
-    return seen != 0 && now &- seen <= Self.unregisteredMemoryMilliseconds
+  func hasPassed(_ handle: HandleView, now: UInt32) -> Bool {
+    guard !passed.isEmpty else { return false }
+    let seen = passed[place(handle.hash(seed: nodes.seed))]
+    return seen != 0 && now &- seen <= Self.passedMemoryMilliseconds
   }
 
-  private func place(_ hash: UInt64) -> Int { Int(hash & UInt64(unregistered.count - 1)) }
+  private func place(_ hash: UInt64) -> Int { Int(hash & UInt64(passed.count - 1)) }
 
   // MARK: Routing
 
@@ -129,7 +132,7 @@ import CHostWatch
   private func mark(_ handle: HandleView, _ role: Role) {
     let hash = handle.hash(seed: nodes.seed)
     var index = nodes.firstRegistration(of: handle, hash: hash)
-    if index == 0 && role == .object { unregistered[place(hash)] = max(1, now) }
+    if role == .object { passed[place(hash)] = max(1, now) }
     while index != 0 {
       let entry = nodes.registration(index)
       if !entry.isDead, let state = unsafe states[Int(entry.session)] {
@@ -228,9 +231,10 @@ import CHostWatch
       }
     }
     if unsafe state.pointee.queue.isEmpty { ready.append(slot) }
+    let wasLosing = unsafe state.pointee.isLosing
     let written = unsafe RecordEncoder.write(
       OutgoingRecord(mask: mask, flags: flags, node: entry.id.value), to: &state.pointee)
-    if written { delivered += 1 } else { losing.append(slot) }
+    if written { delivered += 1 } else if !wasLosing { losing.append(slot) }
     if written && mask.contains(.deleteSelf) { nodes.markDead(index) }
     return written
   }
@@ -335,8 +339,8 @@ import CHostWatch
         let inThisWindow = since == now
         if directoryRenames > (inThisWindow ? 1 : 0) {
           handle.withView { view in
-            route(
-              RemoteEvent(mask: .isDirectory, flags: UInt32(HW_RECHECK), object: view))
+            recheckTree(
+              RemoteEvent(mask: .isDirectory, flags: UInt32(HW_RECHECK), object: view), scope)
           }
         } else if now &- since < Self.doubtMilliseconds {
           scope.doubtful.append((handle, since))
@@ -347,6 +351,16 @@ import CHostWatch
 
   /// A rename can be seen that much before its record is queued, at most.
   private static let doubtMilliseconds: UInt32 = 10
+
+  /// A directory's removal, seen before the records are routed: what was below
+  /// it cannot be asked of the filesystem any more, so it is entered from the
+  /// record of its end.
+  func anticipate(removalOf object: HandleView, from directory: HandleView) {
+    for scope in scopes where scope.index.known(object) == 0 {
+      let parent = scope.index.locate(directory)
+      if parent != 0 { scope.index.note(object, in: parent) }
+    }
+  }
 
   private func recheckTree(_ event: RemoteEvent, _ scope: TreeScope) {
     guard event.isDirectory, let object = event.object, scope.index.locate(object) != 0,

@@ -45,8 +45,8 @@ public final class Hub {
     self.loop = loop
     self.limits = limits
     self.report = report
-    housekeeping = try loop.timer(priority: .housekeeping) { [unowned self] in keepHouse() }
-    resyncTimer = try loop.timer(priority: .housekeeping) { [unowned self] in stepResyncs() }
+    housekeeping = try loop.timer(priority: .normal) { [unowned self] in keepHouse() }
+    resyncTimer = try loop.timer(priority: .normal) { [unowned self] in stepResyncs() }
     try watchMountTable()
   }
 
@@ -65,7 +65,7 @@ public final class Hub {
   public func serve(_ listener: consuming OwnedDescriptor) throws(SystemError) {
     let number = listener.take()
     do throws(SystemError) {
-      let source = try loop.watch(number, for: .readable, priority: .client) { [unowned self] _ in
+      let source = try loop.watch(number, for: .readable, priority: .normal) { [unowned self] _ in
         accept(number)
       }
       listeners.append((number, source))
@@ -105,7 +105,7 @@ public final class Hub {
     let session = Session(id: nextSession, socket: socket, peer: peer, user: user, hub: self)
     nextSession += 1
     do throws(SystemError) {
-      session.source = try loop.watch(session.socket.rawValue, for: .readable, priority: .client) {
+      session.source = try loop.watch(session.socket.rawValue, for: .readable, priority: .normal) {
         [unowned session] in session.becameReady($0)
       }
       sessions[session.id] = session

@@ -75,7 +75,7 @@ extension Hub {
   func watchMountTable() throws(SystemError) {
     let fd = unsafe MountTable.path.withCString { unsafe hw_openat(AT_FDCWD, $0, O_RDONLY, 0) }
     let table = OwnedDescriptor(try checked(fd, "open(\(MountTable.path))"))
-    let source = try loop.watch(table.rawValue, for: .exceptional, priority: .housekeeping) {
+    let source = try loop.watch(table.rawValue, for: .exceptional, priority: .normal) {
       [unowned self] _ in mountTableChanged()
     }
     mountTable = (table.take(), source)

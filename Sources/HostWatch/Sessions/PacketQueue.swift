@@ -9,7 +9,8 @@ import Glibc
 /// packets. Out: pieces for sendmmsg(2). It holds that a packet lies in one
 /// piece, that packets leave in the order they came, and that records never
 /// take more than `limit` bytes nor more than the user's share; replies have
-/// room of their own behind the limit. A record that does not fit is refused,
+/// room of their own behind the limit, and who lets them pile up is not
+/// listened to. A record that does not fit is refused,
 /// and nothing of it is kept.
 ///
 /// It is plain memory without references, so that it costs no reference
@@ -48,7 +49,14 @@ import Glibc
   var isEmpty: Bool { queued == 0 }
 
   /// Whether a reply of any size fits.
-  var hasRoomForReply: Bool { queued + Int(HW_PACKET_MAX) + 8 <= capacity }
+  ///
+  /// It must lie in one piece, and the user's share counts unless nothing waits.
+  var hasRoomForReply: Bool {
+    if queued == 0 { return true }
+    let size = Int(HW_PACKET_MAX) + 8
+    let fits = fitsBehind(size) || (wrap == 0 && size <= head)
+    return unsafe fits && userQueued.pointee + size <= userLimit
+  }
 
   /// Memory for a record of `size` bytes (a multiple of 8) in an EVENTS
   /// packet, or nil when the queue is full.

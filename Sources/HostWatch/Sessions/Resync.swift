@@ -12,7 +12,7 @@ final class Resync {
 
   private(set) var registrations: [UInt32]
   private var next = 0
-  let since: Timestamp
+  private(set) var since: Timestamp
   private(set) var checked: UInt64 = 0
   private(set) var reported: UInt64 = 0
 
@@ -24,9 +24,10 @@ final class Resync {
   /// A node that was registered meanwhile.
   func add(_ registration: UInt32) { registrations.append(registration) }
 
-  /// Another loss: everything is looked at again, against the same moment.
-  func restart(_ registrations: [UInt32]) {
+  /// Another loss: everything is looked at again, against the earlier moment.
+  func restart(_ registrations: [UInt32], since: Timestamp) {
     self.registrations = registrations
+    self.since = min(self.since, since)
     (next, checked, reported) = (0, 0, 0)
   }
 
@@ -41,26 +42,31 @@ final class Resync {
       guard entry.session == session.slot else { continue }
       checked += 1
       if entry.isDead { continue }
-      let (mask, flags) = verdict(filesystem.router.nodes.handle(of: index), filesystem)
+      let wantsEnd = unsafe session.state.pointee.events.contains(.deleteSelf)
+        && EventMask(rawValue: UInt64(entry.interest)).contains(.deleteSelf)
+      let (mask, flags) = verdict(
+        filesystem.router.nodes.handle(of: index), filesystem, wantsEnd: wantsEnd)
       guard let mask else { continue }
-      reported += 1
       guard
         filesystem.router.tell(mask, flags: flags, registration: index, slot: session.slot)
       else { return true }
+      reported += 1
     }
     return next < registrations.count
   }
 
-  private func verdict(_ handle: FileHandle, _ filesystem: WatchedFilesystem) -> (
-    EventMask?, UInt32
-  ) {
+  /// What to say of a node, or nil for nothing. Who did not ask for
+  /// DELETE_SELF is told to look.
+  private func verdict(
+    _ handle: FileHandle, _ filesystem: WatchedFilesystem, wantsEnd: Bool
+  ) -> (EventMask?, UInt32) {
     do throws(SystemError) {
       let object = try Syscall.open(handle, on: filesystem.mount)
       let status = try Syscall.status(of: object.rawValue)
-      guard status.ctime > since else { return (nil, 0) }
+      guard status.ctime.isLater(than: since) else { return (nil, 0) }
       return (status.isDirectory ? .isDirectory : [], UInt32(HW_RECHECK))
     } catch {
-      if error.code == ESTALE { return (.deleteSelf, 0) }
+      if error.code == ESTALE && wantsEnd { return (.deleteSelf, 0) }
       return ([], UInt32(HW_RECHECK))  // not known: the server has to look itself
     }
   }
@@ -71,8 +77,9 @@ extension Session {
   /// which none were.
   func lose(_ reason: UInt32, since: Timestamp) {
     guard isAttached, !isEnded else { return }
+    let since = min(since, losingSince ?? since)
     if let resync {
-      resync.restart(registrations())
+      resync.restart(registrations(), since: since)
       return
     }
     countLoss()
@@ -88,6 +95,11 @@ extension Session {
     resync = Resync(registrations(), since: since)
     hub.scheduleResync()
     flush()
+  }
+
+  /// Records are being dropped, the first of them later than `since`.
+  func noteLoss(since: Timestamp) {
+    losingSince = min(losingSince ?? since, since)
   }
 
   /// The queue was full and has been emptied: the client learns of the gap.

@@ -45,6 +45,7 @@ import Glibc
   private var early: [[UInt8]] = []
   private var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
   private(set) var isEnded = false
+  private var hasLeft = false
   /// The connection is closed once everything queued has been sent.
   private var isClosing = false
   private var wantsWritable = false
@@ -89,7 +90,7 @@ import Glibc
 
   /// Packets dealt with in one turn of the loop, so that others have theirs.
   private static let packetsPerTurn = 32
-  private static let earlyLimit = 8
+  private static let earlyLimit = 1
 
   func becameReady(_ readiness: Readiness) {
     if readiness.contains(.writable) { flush() }
@@ -177,8 +178,8 @@ import Glibc
       return end("\(error)")
     }
     if isDrained {
-      if unsafe isAttached && state.pointee.isLosing { return announceLoss() }
       if isClosing { return end("closed by the daemon") }
+      if unsafe isAttached && state.pointee.isLosing { return announceLoss() }
       continueResync()
     }
     adjustReadiness()
@@ -224,15 +225,25 @@ import Glibc
     source?.setReadiness(readiness)
   }
 
+  /// Nothing more is queued; the connection is closed when all has been sent.
   func closeWhenSent() {
     isClosing = true
+    leaveFilesystem()
     flush()
   }
 
   /// DETACHED, then the end.
   func detach(_ reason: UInt32) {
     guard !isEnded, !isClosing else { return }
-    if isAttached { reply(ReplyBuilder.detached(reason: reason)) }
+    if isAttached {
+      if unsafe state.pointee.isLosing {
+        // The gap must be known even if it is the last that is told.
+        let sequence = unsafe state.pointee.sequence
+        reply(ReplyBuilder.lost(reason: UInt32(HW_LOST_SESSION), sequence: sequence))
+        unsafe state.pointee.isLosing = false
+      }
+      reply(ReplyBuilder.detached(reason: reason))
+    }
     closeWhenSent()
   }
 
@@ -241,14 +252,21 @@ import Glibc
     isEnded = true
     source?.cancel()
     source = nil
-    resync = nil
-    if let filesystem {
-      identities.visit { filesystem.router.nodes.remove($0) }
-      identities.removeAll()
-      filesystem.remove(slot: slot)
-    }
+    leaveFilesystem()
+    unsafe state.pointee.queue.release()
     user.sessions -= 1
     hub.ended(self, reason)
+  }
+
+  /// No record reaches the session from here on.
+  private func leaveFilesystem() {
+    resync = nil
+    pendingSyncs = []
+    guard let filesystem, !hasLeft else { return }
+    hasLeft = true
+    identities.visit { filesystem.router.nodes.remove($0) }
+    identities.removeAll()
+    filesystem.remove(slot: slot)
   }
 
   // MARK: SYNC

@@ -39,23 +39,29 @@ extension Session {
     guard let filesystem else { return }
     var statuses: [Int32] = []
     statuses.reserveCapacity(entries.count)
-    var recheck: [(UInt32, Bool)] = []
+    var recheck: [(index: UInt32, isDirectory: Bool, since: Timestamp)] = []
+    let now = UInt32(truncatingIfNeeded: Syscall.monotonicMicroseconds() / 1000)
     for (entry, descriptor) in zip(entries, descriptors.numbers) {
       do throws(SystemError) {
         let (index, status, handle) = try register(entry, descriptor, in: filesystem)
-        let changed = entry.since != .zero && status.ctime > entry.since
-        let passed = handle.withView { filesystem.router.passedUnregistered($0) }
-        if changed || passed { recheck.append((index, status.isDirectory)) }
+        let changed = entry.since != .zero && status.ctime.isLater(than: entry.since)
+        let passed = handle.withView { filesystem.router.hasPassed($0, now: now) }
+        if changed || passed {
+          // What the server knew may be as old as the record that passed.
+          recheck.append((index, status.isDirectory, changed ? entry.since : .zero))
+        }
         statuses.append(0)
       } catch {
         statuses.append(-error.code)
       }
     }
     reply(ReplyBuilder.statuses(statuses, type: HW_REGISTER, unique: unique))
-    for (index, isDirectory) in recheck {
-      _ = filesystem.router.tell(
+    for (index, isDirectory, since) in recheck {
+      let told = filesystem.router.tell(
         isDirectory ? .isDirectory : [], flags: UInt32(HW_RECHECK), registration: index,
         slot: slot)
+      // The resync that follows a full queue says it then.
+      if !told { noteLoss(since: since) }
     }
     filesystem.flush()
   }

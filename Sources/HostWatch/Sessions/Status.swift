@@ -92,15 +92,25 @@ extension Hub {
     var shown = sessions.values.filter {
       $0.isAttached && (session.isPrivileged || $0.peer.uid == session.peer.uid)
     }.sorted { $0.id < $1.id }
+    // A reply is one packet: of very many sessions the newest are left out,
+    // then the shares.
+    var shownShares = shares
     while true {
-      let text = statusText(session, shown, now)
-      // A reply is one packet; of very many sessions the newest are left out.
+      let text = statusText(session, shown, shownShares, now)
       if text.utf8.count + MemoryLayout<hw_reply>.size <= Int(HW_PACKET_MAX) { return text }
-      shown.removeLast(max(1, shown.count / 4))
+      if !shown.isEmpty {
+        shown.removeLast(max(1, shown.count / 4))
+      } else if !shownShares.isEmpty {
+        shownShares.removeLast(max(1, shownShares.count / 4))
+      } else {
+        return "{}"  // filesystems alone never fill a packet
+      }
     }
   }
 
-  private func statusText(_ session: Session, _ shown: [Session], _ now: UInt64) -> String {
+  private func statusText(
+    _ session: Session, _ shown: [Session], _ shownShares: [Share], _ now: UInt64
+  ) -> String {
     var writer = JSONWriter()
     writer.object { json in
       json.string("version", Hub.version)
@@ -116,12 +126,13 @@ extension Hub {
       }
       json.array("shares") { list in
         guard session.isPrivileged else { return }
-        for share in shares { list.object { describe(share, &$0) } }
+        for share in shownShares { list.object { describe(share, &$0) } }
       }
       json.array("sessions") { list in
         for session in shown { list.object { describe(session, &$0, now) } }
       }
       json.number("sessions_left_out", figures.sessions - shown.count)
+      json.number("shares_left_out", shares.count - shownShares.count)
     }
     return writer.text
   }

@@ -122,11 +122,11 @@ final class WatchedFilesystem {
 
   /// Starts reading events in `loop`.
   func start(in loop: any EventLoop) throws(SystemError) {
-    source = try loop.watch(group.descriptor.rawValue, for: .readable, priority: .kernel) {
+    source = try loop.watch(group.descriptor.rawValue, for: .readable, priority: .normal) {
       [unowned self] _ in becameReadable()
     }
-    timer = try loop.timer(priority: .kernel) { [unowned self] in waitEnded() }
-    deathTimer = try loop.timer(priority: .kernel) { [unowned self] in drain() }
+    timer = try loop.timer(priority: .normal) { [unowned self] in waitEnded() }
+    deathTimer = try loop.timer(priority: .normal) { [unowned self] in drain() }
   }
 
   /// Stops reading; the group is closed with the object.

@@ -47,10 +47,14 @@ public struct Readiness: OptionSet, Sendable {
   public static let hangUp = Readiness(rawValue: 0x010)
 }
 
-/// Which of several ready sources goes first: the kernel's events, then the
-/// clients, then everything else.
+/// Which of several ready sources goes first. Sources of one priority take
+/// turns, so that neither a storm of events nor a client that never stops
+/// asking keeps the others waiting.
 public enum LoopPriority: Int64, Sendable {
-  case kernel = -10
-  case client = 0
-  case housekeeping = 10
+  /// Signals.
+  case urgent = -10
+  /// Events, clients, and the work that keeps them true.
+  case normal = 0
+  /// What may wait for a quiet moment.
+  case idle = 10
 }

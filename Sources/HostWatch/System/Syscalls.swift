@@ -109,7 +109,10 @@ enum Syscall {
     var raw = statx()
     // 0x1000 is STATX_MNT_ID (Linux 5.8).
     let wanted = UInt32(STATX_BASIC_STATS) | 0x1000
-    let result = unsafe hw_statx(descriptor, "", AT_EMPTY_PATH, wanted, &raw)
+    // What the kernel knows: a server behind FUSE or a network is not asked,
+    // since it might never answer.
+    let flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC
+    let result = unsafe hw_statx(descriptor, "", flags, wanted, &raw)
     try checked(result, "statx")
     return Status(
       device: UInt64(gnu_dev_makedev(raw.stx_dev_major, raw.stx_dev_minor)),
@@ -208,6 +211,12 @@ struct Timestamp: Comparable {
   var nanoseconds: UInt32
 
   static let zero = Timestamp(seconds: 0, nanoseconds: 0)
+
+  /// Whether a ctime is later than a moment. A filesystem that stores whole
+  /// seconds says no more than the second.
+  func isLater(than moment: Timestamp) -> Bool {
+    nanoseconds == 0 ? seconds >= moment.seconds : self > moment
+  }
 
   static func < (a: Timestamp, b: Timestamp) -> Bool {
     a.seconds != b.seconds ? a.seconds < b.seconds : a.nanoseconds < b.nanoseconds

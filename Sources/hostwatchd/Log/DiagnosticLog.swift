@@ -12,7 +12,7 @@ final class DiagnosticLog {
 
   /// Lets summaries be written when nothing more of a kind arrives.
   func attach(to loop: any EventLoop) throws(SystemError) {
-    timer = try loop.timer(priority: .housekeeping) { [weak self] in self?.windowsEnded() }
+    timer = try loop.timer(priority: .idle) { [weak self] in self?.windowsEnded() }
   }
 
   func log(_ diagnostic: Diagnostic) {

@@ -54,7 +54,7 @@ final class SystemdLoop: EventLoop {
   /// blocked the signal before any thread was started.
   func signal(_ number: Int32, handler: @escaping () -> Void) throws(SystemError) {
     let entry = SignalEntry(handler: handler)
-    try unsafe entry.adopt("sd_event_add_signal", priority: .housekeeping) { userdata, source in
+    try unsafe entry.adopt("sd_event_add_signal", priority: .urgent) { userdata, source in
       unsafe sd_event_add_signal(event, &source, number, signalArrived, userdata)
     }
     sources.append(entry)
@@ -64,7 +64,7 @@ final class SystemdLoop: EventLoop {
   /// time it is armed.
   func afterWork(handler: @escaping () -> Void) throws(SystemError) -> AfterWork {
     let entry = AfterWork(handler: handler)
-    try unsafe entry.adopt("sd_event_add_post", priority: .housekeeping) { userdata, source in
+    try unsafe entry.adopt("sd_event_add_post", priority: .normal) { userdata, source in
       unsafe sd_event_add_post(event, &source, workDone, userdata)
     }
     entry.arm()

@@ -12,7 +12,7 @@ final class StatusReporter {
 
   init(loop: SystemdLoop, figures: @escaping () -> Figures) throws(SystemError) {
     self.figures = figures
-    timer = try loop.timer(priority: .housekeeping) { [weak self] in self?.refresh() }
+    timer = try loop.timer(priority: .idle) { [weak self] in self?.refresh() }
     afterWork = try loop.afterWork { [weak self] in self?.wait() }
   }
 

@@ -35,7 +35,7 @@ private final class Pair {
     // Each goes quiet once it was called, so that the next gets its turn.
     var muted: [any LoopSource] = []
     for (index, pair) in pairs.enumerated() {
-      let priority = [LoopPriority.housekeeping, .client, .kernel][index]
+      let priority = [LoopPriority.idle, .normal, .urgent][index]
       var own: (any LoopSource)?
       own = try loop.watch(pair.near, for: .readable, priority: priority) { _ in
         order.append(priority)
@@ -45,7 +45,7 @@ private final class Pair {
       if let own { muted.append(own) }
     }
     #expect(try loop.run() == 7)
-    #expect(order == [.kernel, .client, .housekeeping])
+    #expect(order == [.urgent, .normal, .idle])
     for source in muted { source.cancel() }
   }
 
@@ -58,7 +58,7 @@ private final class Pair {
     var calls = 0
     var sources: [any LoopSource] = []
     for pair in [first, second] {
-      let source = try loop.watch(pair.near, for: .readable, priority: .client) { _ in
+      let source = try loop.watch(pair.near, for: .readable, priority: .normal) { _ in
         calls += 1
         for source in sources { source.cancel() }
         // Cancelling twice does nothing; so does changing a cancelled source.
@@ -68,7 +68,7 @@ private final class Pair {
       }
       sources.append(source)
     }
-    let end = try loop.timer(priority: .housekeeping) { loop.exit(0) }
+    let end = try loop.timer(priority: .idle) { loop.exit(0) }
     end.arm(afterMicroseconds: 20_000)
     #expect(try loop.run() == 0)
     #expect(calls == 1)
@@ -84,7 +84,7 @@ private final class Pair {
     do {
       let token = Token()
       held = token
-      source = try loop.watch(pair.near, for: .readable, priority: .client) { [token] _ in
+      source = try loop.watch(pair.near, for: .readable, priority: .normal) { [token] _ in
         _ = token
       }
     }
@@ -97,14 +97,14 @@ private final class Pair {
     let loop = try SystemdLoop()
     var fired = 0
     var timer: (any LoopTimer)?
-    timer = try loop.timer(priority: .client) {
+    timer = try loop.timer(priority: .normal) {
       fired += 1
       if fired < 3 { timer?.arm(afterMicroseconds: 1000) }
     }
-    let never = try loop.timer(priority: .client) { fired += 100 }
+    let never = try loop.timer(priority: .normal) { fired += 100 }
     never.arm(afterMicroseconds: 2000)
     never.disarm()
-    let end = try loop.timer(priority: .housekeeping) { loop.exit(0) }
+    let end = try loop.timer(priority: .idle) { loop.exit(0) }
     end.arm(afterMicroseconds: 50_000)
     let start = monotonicMicroseconds()
     timer?.arm(afterMicroseconds: 1000)
@@ -121,7 +121,7 @@ private final class Pair {
     #expect(unsafe socketpair(AF_UNIX, Int32(SOCK_SEQPACKET.rawValue), 0, &ends) == 0)
     var seen: Readiness = []
     var own: (any LoopSource)?
-    own = try loop.watch(ends[0], for: [], priority: .client) {
+    own = try loop.watch(ends[0], for: [], priority: .normal) {
       seen = $0
       own?.cancel()
       loop.exit(0)
@@ -135,7 +135,7 @@ private final class Pair {
   @Test func whatCannotBeWatchedIsAnError() throws {
     let loop = try SystemdLoop()
     #expect(throws: SystemError.self) {
-      _ = try loop.watch(9_999, for: .readable, priority: .client) { _ in }
+      _ = try loop.watch(9_999, for: .readable, priority: .normal) { _ in }
     }
   }
 
@@ -145,7 +145,7 @@ private final class Pair {
     let after = try loop.afterWork { ran += 1 }
     var ticks = 0
     var timer: (any LoopTimer)?
-    timer = try loop.timer(priority: .client) {
+    timer = try loop.timer(priority: .normal) {
       ticks += 1
       if ticks == 3 { after.arm() }
       if ticks == 5 { return loop.exit(0) }
