@@ -105,7 +105,8 @@ struct History {
       reconciler.close()
       return false
     }
-    reconciler.keepOpen(remaining: simulator.queue.count)
+    reconciler.keepOpen(
+      remaining: simulator.queue.count, isAwaited: Bool.random(using: &generator))
     return true
   }
 

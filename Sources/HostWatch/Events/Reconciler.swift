@@ -94,25 +94,36 @@ final class Reconciler {
   private var emitted = 0
   /// (events up to here are closed, once so many have been read).
   private var barriers: [(upTo: Int, whenRead: Int)] = []
+  /// Events before this can be closed.
+  private var closable = 0
+  /// Records of which everything has been said.
+  private(set) var closedRecords: UInt64 = 0
   private(set) var directoryRenames = 0
+  /// Removals of directories among the records not passed on yet.
+  private var removals: [Int] = []
 
   let seed: UInt64
   let namespace: any Namespace
   let emit: (RemoteEvent) -> Void
+  private let anticipate: (HandleView, HandleView) -> Void
   private let overflow: () -> Void
   let report: (SystemError) -> Void
 
   /// - Parameters:
   ///   - emit: gets each event; its views are valid during the call.
+  ///   - anticipate: gets each directory that is removed and the one it was in,
+  ///     before the records that came earlier are passed on.
   ///   - overflow: called where the kernel's queue overflowed.
   ///   - report: called when the filesystem cannot be asked.
   init(
     seed: UInt64, namespace: any Namespace, emit: @escaping (RemoteEvent) -> Void,
+    anticipate: @escaping (HandleView, HandleView) -> Void = { _, _ in },
     overflow: @escaping () -> Void, report: @escaping (SystemError) -> Void
   ) {
     self.seed = seed
     self.namespace = namespace
     self.emit = emit
+    self.anticipate = anticipate
     self.overflow = overflow
     self.report = report
   }
@@ -146,8 +157,18 @@ final class Reconciler {
     return FileHandle(directory)
   }
 
-  /// Passes on what has been absorbed.
+  /// Passes on what has been absorbed. First the removals of directories, from the last
+  /// to the first, so from the top down.
   private func passOn() {
+    for index in removals.reversed() {
+      let event = events[index]
+      let segment = segments[Int(event.segment)]
+      guard let object = segment.handle(event.object),
+        let directory = segment.handle(event.directory)
+      else { continue }
+      anticipate(object, directory)
+    }
+    removals.removeAll(keepingCapacity: true)
     while emitted < events.count {
       emit(at: emitted)
       emitted += 1
@@ -156,6 +177,7 @@ final class Reconciler {
 
   /// The queue was empty after the last read: everything is closed.
   func close() {
+    closedRecords = counters.records
     passOn()
     settle()
     emitHeld()
@@ -172,18 +194,20 @@ final class Reconciler {
     for death in all { emit(death) }
   }
 
-  /// The queue held `remaining` records after the last read.
-  func keepOpen(remaining: Int) {
-    // Settling needs a model that has every record noted so far.
+  /// The queue held `remaining` records after the last read. `isAwaited`:
+  /// somebody waits for what can be closed; otherwise that is done when it is half of
+  /// what is kept, so that a backlog costs in proportion to its length.
+  func keepOpen(remaining: Int, isAwaited: Bool) {
     passOn()
-    settle()
     barriers.append((upTo: events.count, whenRead: events.count + remaining))
-    var closed = 0
     while let barrier = barriers.first, barrier.whenRead <= events.count {
-      closed = barrier.upTo
+      closable = barrier.upTo
       barriers.removeFirst()
     }
-    if closed > 0 { drop(before: closed) }
+    guard closable > 0, isAwaited || closable * 2 >= events.count else { return }
+    settle()
+    drop(before: closable)
+    closable = 0
   }
 
   // MARK: Noting what a record touches
@@ -240,7 +264,10 @@ final class Reconciler {
       return
     }
     if bits.contains(.create) { add(entry, sets: true, isNew: false) }
-    if bits.contains(.delete) { add(entry, sets: false, isNew: false) }
+    if bits.contains(.delete) {
+      add(entry, sets: false, isNew: false)
+      if isDirectory { removals.append(Int(index)) }
+    }
   }
 
   func entryHash(_ directory: HandleView, _ name: NameView) -> UInt64 {
@@ -404,8 +431,7 @@ final class Reconciler {
     barriers.removeAll(keepingCapacity: true)
     for segment in segments where spare.count < 4 { spare.append(segment) }
     segments.removeAll(keepingCapacity: true)
-    emitted = 0
-    directoryRenames = 0
+    (emitted, closable, directoryRenames) = (0, 0, 0)
   }
 
   /// Forgets the events before `end`, whose window is closed, and what was
@@ -415,6 +441,8 @@ final class Reconciler {
     // A buffer goes only as a whole.
     let firstKept = end < events.count ? Int(events[end].segment) : segments.count
     let cut = events.firstIndex { Int($0.segment) >= firstKept } ?? events.count
+    // Deaths before `end` have been said, and its events passed on and settled.
+    closedRecords = counters.records - UInt64(events.count - end)
     guard cut > 0 else { return }
     events.removeFirst(cut)
     for index in events.indices { events[index].segment -= UInt32(firstKept) }
@@ -426,6 +454,7 @@ final class Reconciler {
     window.removeAll()
     directoryRenames = 0
     for index in events.indices { note(index) }
+    removals.removeAll(keepingCapacity: true)
     // All of these have been settled; only what comes from now on is new.
     window.markSettled()
   }

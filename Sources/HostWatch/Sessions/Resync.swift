@@ -42,7 +42,8 @@ final class Resync {
       guard entry.session == session.slot else { continue }
       checked += 1
       if entry.isDead { continue }
-      let wantsEnd = unsafe session.state.pointee.events.contains(.deleteSelf)
+      let wantsEnd =
+        unsafe session.state.pointee.events.contains(.deleteSelf)
         && EventMask(rawValue: UInt64(entry.interest)).contains(.deleteSelf)
       let (mask, flags) = verdict(
         filesystem.router.nodes.handle(of: index), filesystem, wantsEnd: wantsEnd)
@@ -88,7 +89,7 @@ extension Session {
     if isTree {
       reply(
         ReplyBuilder.resynced(sequence: unsafe state.pointee.sequence, checked: 0, reported: 0))
-      if let filesystem { answerSyncs(filesystem.recordsRead) }
+      if let filesystem { answerSyncs(filesystem.reconciler.closedRecords) }
       flush()
       return
     }
@@ -141,7 +142,7 @@ extension Session {
       ReplyBuilder.resynced(
         sequence: unsafe state.pointee.sequence, checked: finished.checked,
         reported: finished.reported))
-    if let filesystem { answerSyncs(filesystem.recordsRead) }
+    if let filesystem { answerSyncs(filesystem.reconciler.closedRecords) }
   }
 
   private func registrations() -> [UInt32] {

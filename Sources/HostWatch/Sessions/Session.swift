@@ -278,9 +278,9 @@ import Glibc
   }
 
   /// Answers what the records read so far cover, unless a resync runs.
-  func answerSyncs(_ recordsRead: UInt64) {
+  func answerSyncs(_ closedRecords: UInt64) {
     guard resync == nil, unsafe !state.pointee.isLosing else { return }
-    while let sync = pendingSyncs.first, sync.barrier <= recordsRead {
+    while let sync = pendingSyncs.first, sync.barrier <= closedRecords {
       pendingSyncs.removeFirst()
       reply(ReplyBuilder.synced(unique: sync.unique))
     }

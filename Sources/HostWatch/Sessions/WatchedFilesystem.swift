@@ -21,8 +21,8 @@ final class WatchedFilesystem {
   private var source: (any LoopSource)?
   private var timer: (any LoopTimer)?
   private var deathTimer: (any LoopTimer)?
-  /// st_dev values known to be this superblock's (btrfs has one per subvolume).
-  private var knownDevices: Set<UInt64>
+  /// The st_dev of its objects; nil for btrfs, which has one per subvolume.
+  private let knownDevice: UInt64?
 
   /// Sessions by slot.
   private(set) var sessions: [UInt32: Session] = [:]
@@ -49,10 +49,11 @@ final class WatchedFilesystem {
   /// Called when the group cannot be read any more.
   var failed: ((WatchedFilesystem, String) -> Void)?
 
-  /// Records of a storm are kept at most up to here while their window is
+  /// Bytes of a storm's records are kept at most up to here while their window is
   /// open; then it counts as an overflow.
-  static let retainedLimit = 64 << 20
-  private static let readsPerTurn = 64
+  static let retainedLimit = 256 << 20
+  /// How long one turn of the loop may read, so that clients have theirs.
+  private static let microsecondsPerTurn: UInt64 = 5000
 
   /// Marks the filesystem that `directory` is on.
   init(directory: Int32, report: @escaping (Diagnostic) -> Void) throws(WatchError) {
@@ -75,12 +76,16 @@ final class WatchedFilesystem {
     lastEmpty = Syscall.coarseNow()
     do {
       magic = try Syscall.filesystemMagic(of: directory)
-      knownDevices = [try Syscall.status(of: directory).device]
+      knownDevice = magic == UInt32(hw_magic_btrfs) ? nil : try Syscall.status(of: directory).device
       mount = try Self.openMount(markable)
     } catch {
       throw WatchError(error, "\(error).")
     }
-    isInMountTable = (try? MountTable.devices().contains(group.device)) ?? false
+    do throws(SystemError) {
+      isInMountTable = try MountTable.devices().contains(group.device)
+    } catch {
+      throw WatchError(error, "\(error).")
+    }
     var generator = SystemRandomNumberGenerator()
     let seed = generator.next()
     let router = Router(seed: seed)
@@ -90,6 +95,7 @@ final class WatchedFilesystem {
       seed: seed, namespace: lookup, emit: { _ in }, overflow: {}, report: { _ in })
     reconciler = Reconciler(
       seed: seed, namespace: lookup, emit: { router.route($0) },
+      anticipate: { router.anticipate(removalOf: $0, from: $1) },
       overflow: { [unowned self] in hasOverflowed = true },
       report: { [unowned self] in lookupFailed($0) })
   }
@@ -163,7 +169,9 @@ final class WatchedFilesystem {
   }
 
   func remove(slot: UInt32) {
+    let session = sessions[slot]
     sessions[slot] = nil
+    syncing.removeAll { $0 === session }
     router.remove(slot: slot)
     do {
       try adjustMask()
@@ -188,19 +196,19 @@ final class WatchedFilesystem {
 
   /// Whether the object behind a descriptor is on this superblock.
   func holds(device stDevice: UInt64, handle: FileHandle) -> Bool {
-    if knownDevices.contains(stDevice) { return true }
+    if knownDevice == stDevice { return true }
     // Another st_dev may be a subvolume: then its handle opens here, too, and
     // gives the same device.
+    // It is not remembered: the number of a deleted subvolume is given out again.
     guard magic == UInt32(hw_magic_btrfs) || magic == UInt32(hw_magic_overlay),
       let object = try? Syscall.open(handle, on: mount),
       let status = try? Syscall.status(of: object.rawValue), status.device == stDevice
     else { return false }
-    knownDevices.insert(stDevice)
     return true
   }
 
   /// Whether this st_dev is known to be this superblock's.
-  func knows(device stDevice: UInt64) -> Bool { knownDevices.contains(stDevice) }
+  func knows(device stDevice: UInt64) -> Bool { knownDevice == stDevice }
 
   // MARK: Reading
 
@@ -230,6 +238,19 @@ final class WatchedFilesystem {
     source?.setReadiness(.readable)
   }
 
+  /// Reads all there is and passes everything on: the last that is heard.
+  func finish() {
+    for _ in 0..<Self.turnsToFinish {
+      drain()
+      if hasFailed || queuedEvents == 0 { break }
+    }
+    reconciler.releaseDeaths()
+    flush()
+  }
+
+  /// Somebody who never stops writing does not hold the end up.
+  private static let turnsToFinish = 200
+
   /// Reads until the queue is empty, or for one turn of the loop, and sends what
   /// came of it.
   func drain() {
@@ -237,8 +258,9 @@ final class WatchedFilesystem {
     reconciler.now = router.now
     let emptyBefore = lastEmpty
     do {
-      for _ in 0..<Self.readsPerTurn {
-        if try readOnce() { break }
+      let end = Syscall.monotonicMicroseconds() + Self.microsecondsPerTurn
+      while try !readOnce() {
+        if Syscall.monotonicMicroseconds() >= end { break }
       }
     } catch {
       return fail("\(error)")
@@ -247,7 +269,7 @@ final class WatchedFilesystem {
     for scope in router.scopes {
       if let failure = scope.index.takeFailure() { lookupFailed(failure) }
     }
-    for slot in router.takeLosing() { sessions[slot]?.losingSince = emptyBefore }
+    for slot in router.takeLosing() { sessions[slot]?.noteLoss(since: emptyBefore) }
     if hasOverflowed { lose(since: emptyBefore) }
     if reconciler.isHoldingDeaths { holdDeaths() }
     answerSyncs()
@@ -305,8 +327,13 @@ final class WatchedFilesystem {
       closeWindow(before)
       return true
     }
-    reconciler.keepOpen(remaining: queuedEvents)
+    reconciler.keepOpen(remaining: queuedEvents, isAwaited: !syncing.isEmpty)
     if reconciler.retainedBytes > Self.retainedLimit {
+      report(
+        Diagnostic(
+          .filesystemFailed, .warning,
+          "\(name) \(MountTable.text(device)): more records are waiting than can be told apart; they count as lost."
+        ))
       hasOverflowed = true
       closeWindow(lastEmpty)
     }
@@ -351,7 +378,8 @@ final class WatchedFilesystem {
     let waiting = syncing
     syncing = []
     for session in waiting {
-      session.answerSyncs(recordsRead)
+      session.answerSyncs(reconciler.closedRecords)
+      session.flush()
       if session.hasPendingSync && !session.isEnded { syncing.append(session) }
     }
   }
