@@ -4,7 +4,7 @@ SWIFT ?= swift
 DESTDIR ?=
 PREFIX ?= /usr
 
-.PHONY: help build release test demo install install-packages format lint clean
+.PHONY: help build release test soak demo install install-packages format lint clean
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -21,6 +21,10 @@ release:
 #:                        root it says what it left out
 test: install-packages
 	scripts/test
+
+#: make soak MINUTES=10   random histories and hostile clients for so long (root)
+soak: build
+	scripts/soak $(MINUTES)
 
 #: make demo              shows the daemon at work on a scratch filesystem; installs
 #:                        missing packages and builds (root)

@@ -106,6 +106,17 @@ class Daemon:
         finally:
             os.close(pidfd)
 
+    def drain_notifications(self):
+        """Reads what the daemon has told its service manager meanwhile."""
+        self.notify.setblocking(False)
+        try:
+            while True:
+                self.notify.recv(65536)
+        except BlockingIOError:
+            pass
+        finally:
+            self.notify.setblocking(True)
+
     def _ended(self, status):
         self.exit_status = status
         self.notify.close()

@@ -185,18 +185,38 @@ class TreeModel(Model):
                 self.remove(record.dir, record.name, record.node)
             if record.new_dir != NOBODY:
                 self._put(record, record.new_dir, record.new_name)
+            elif record.mask & ISDIR:
+                self._forget(record.node)
         elif record.mask & CREATE:
             self._put(record, record.dir, record.name)
         elif record.mask & DELETE:
             self.remove(record.dir, record.name, record.node)
+            if record.mask & ISDIR and record.flags & CORRECTED:
+                self._forget(record.node)
+
+    def _forget(self, directory):
+        """What happens in a directory outside, and below it, is not told: when one of
+        them is put somewhere again it has to be read, however it came there."""
+        waiting = [directory]
+        while waiting:
+            directory = waiting.pop()
+            if directory not in self.entries:
+                continue
+            self.unread.add(directory)
+            waiting += self.entries.pop(directory).values()
 
     def _put(self, record, directory, name):
+        if directory not in self.entries:
+            self.unread.add(directory)
         self.set(directory, name, record.node)
         if not record.mask & ISDIR:
             return
+        # One that was below a directory which moved in, and left that before it was
+        # read, is not known here.
+        is_new = bool(record.mask & RENAME) and record.node not in self.entries
         self.entries.setdefault(record.node, {})
         self.place[record.node] = (directory, name)
-        if record.flags & (MOVED_IN | CORRECTED) or record.node in self.unread:
+        if record.flags & (MOVED_IN | CORRECTED) or record.node in self.unread or is_new:
             self.read(record.node)
 
     def resynced(self):

@@ -183,7 +183,7 @@ import CHostWatch
     if sent.contains(.deleteSelf) && object != 0 { nodes.markDead(object) }
   }
 
-  /// Cuts the mask, leaves out echoes, queues what is left, and returns that.
+  /// Cuts the mask, leaves out echoes, queues what is left, and returns what was queued.
   @inline(__always)
   @discardableResult
   private func send(
@@ -205,11 +205,12 @@ import CHostWatch
     record.pid = unsafe state.pointee.has(UInt32(HW_WANT_PID)) ? event.pid : 0
     if unsafe state.pointee.queue.isEmpty { ready.append(slot) }
     let wasLosing = unsafe state.pointee.isLosing
-    if unsafe RecordEncoder.write(record, path: path, newPath: newPath, to: &state.pointee) {
-      delivered += 1
-    } else if !wasLosing {
-      losing.append(slot)
+    guard unsafe RecordEncoder.write(record, path: path, newPath: newPath, to: &state.pointee)
+    else {
+      if !wasLosing { losing.append(slot) }
+      return []
     }
+    delivered += 1
     return record.mask
   }
 
@@ -259,13 +260,18 @@ import CHostWatch
       if from == 0 { record.flags |= UInt32(HW_MOVED_IN) }
       if to == 0 { record.flags |= UInt32(HW_MOVED_OUT) }
     }
-    var paths: ([UInt8]?, [UInt8]?)?
+    var hasPaths = false
     for slot in scope.sessions {
       guard let state = unsafe states[Int(slot)] else { continue }
       if unsafe state.pointee.has(UInt32(HW_WANT_PATH)) {
-        if paths == nil { paths = (path(from, scope), path(to, scope)) }
+        if !hasPaths {
+          putPath(of: from, &scope.index, into: &scope.path)
+          putPath(of: to, &scope.index, into: &scope.newPath)
+          hasPaths = true
+        }
         unsafe send(
-          &record, event, origin, .allEvents, path: paths?.0, newPath: paths?.1, to: state, slot)
+          &record, event, origin, .allEvents, path: scope.path, newPath: scope.newPath, to: state,
+          slot)
       } else {
         unsafe send(&record, event, origin, .allEvents, to: state, slot)
       }
@@ -276,13 +282,15 @@ import CHostWatch
   /// Longest path that is sent (PATH_MAX less its NUL).
   static let maximalPath = 4095
 
-  private func path(_ index: UInt32, _ scope: TreeScope) -> [UInt8]? {
-    guard index != 0 else { return nil }
-    var path: [UInt8] = []
-    guard scope.index.appendPath(of: index, to: &path), path.count <= Self.maximalPath else {
-      return nil
+  /// The path of a directory, or nothing where it is too long or not known.
+  private func putPath(
+    of directory: UInt32, _ index: inout DirectoryIndex, into path: inout [UInt8]
+  ) {
+    path.removeAll(keepingCapacity: true)
+    guard directory != 0 else { return }
+    if !index.appendPath(of: directory, to: &path) || path.count > Self.maximalPath {
+      path.removeAll(keepingCapacity: true)
     }
-    return path
   }
 
   /// Keeps the directory index up with what happened to a directory.

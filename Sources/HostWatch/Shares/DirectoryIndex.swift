@@ -137,8 +137,8 @@ struct DirectoryIndex: ~Copyable {
 
   /// Appends the path of an entry inside the share, relative to the root:
   /// empty for the root. False when a name on the way is not known.
-  func appendPath(of index: UInt32, to path: inout [UInt8]) -> Bool {
-    var chain: [UInt32] = []
+  mutating func appendPath(of index: UInt32, to path: inout [UInt8]) -> Bool {
+    chain.removeAll(keepingCapacity: true)
     var at = index
     while at != Self.rootIndex {
       guard at != 0, !entries[Int(at)].name.isEmpty, chain.count < Self.maximalDepth else {
@@ -217,6 +217,8 @@ struct DirectoryIndex: ~Copyable {
   }
 
   private var depth = 0
+  /// The way from an entry to the root, kept for its memory.
+  private var chain: [UInt32] = []
 
   private func lastName(of directory: borrowing OwnedDescriptor) -> [UInt8] {
     guard let path = try? Syscall.path(of: directory),

@@ -8,6 +8,9 @@ final class TreeScope {
   var index: DirectoryIndex
   /// Slots of the sessions.
   var sessions: [UInt32] = []
+  /// The paths of the record that is being routed, kept for their memory.
+  var path: [UInt8] = []
+  var newPath: [UInt8] = []
   /// Directories that moved from one whose place was asked of the filesystem
   /// after the fact, and when that was routed (milliseconds, monotonic).
   var doubtful: [(FileHandle, UInt32)] = []

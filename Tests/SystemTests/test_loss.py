@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was lost is looked for, and nothing else: the kernel's queue, a session's queue,
+a daemon that was killed."""
+
+import os
+import random
+import select
+import signal
+import time
+import unittest
+
+import handles
+import scratch
+from daemon import Daemon, DaemonTest, table, touch, write
+from histories import Server, Watch, Writer, stop
+from hostwatch import (ATTRIB, DELETE_SELF, ISDIR, NODES, RECHECK, ROOT, TREE, Lost, Record,
+                       Resynced, register_entry)
+from runner import SYSCTL, read_limit
+
+QUEUE = 500  # events in the kernel's queue
+_REALTIME_COARSE = 5
+_TICK = 0.02  # more than one of the coarse clock
+
+
+def now():
+    """The moment at which a client says that it knows everything."""
+    return time.clock_gettime_ns(_REALTIME_COARSE) - 1
+
+
+class LossTest(DaemonTest):
+    limit = 120
+
+    @classmethod
+    def setUpClass(cls):
+        if os.geteuid() != 0:
+            raise unittest.SkipTest("needs root")
+        cls.mount = scratch.shared(cls.kind or "ext4")
+
+    def small_queue(self):
+        """A daemon whose kernel queue is small, and which may not raise it."""
+        self.addCleanup(write, SYSCTL, read_limit().encode())
+        write(SYSCTL, str(QUEUE).encode())
+        return self.start(config=table(daemon={"queue_events": QUEUE}))
+
+    def start(self, **fields):
+        daemon = Daemon(**fields)
+        self.addCleanup(daemon.kill)
+        return daemon
+
+    def fill_queue(self):
+        """More events than the kernel's queue holds, none about the share."""
+        for number in range(QUEUE + 100):
+            touch(os.path.join(self.outside, f"filler{number}-{time.monotonic_ns()}"))
+
+    def registered(self, client, paths, first=10):
+        """Registers them as nodes `first`, …: path → node."""
+        nodes = {}
+        for at in range(0, len(paths), 250):
+            part = paths[at:at + 250]
+            fds = [os.open(path, os.O_PATH | os.O_NOFOLLOW) for path in part]
+            entries = []
+            for path in part:
+                nodes[path] = (first + len(nodes), 3)
+                entries.append(register_entry(*nodes[path]))
+            self.assertFalse(any(client.register(entries, fds)))
+            for fd in fds:
+                os.close(fd)
+        return nodes
+
+    def told(self, taken):
+        """(nodes that were to be looked at again, nodes that are gone), and that
+        nothing else was said."""
+        records = [one for one in taken if isinstance(one, Record)]
+        looked = [one.node for one in records if one.flags & RECHECK]
+        gone = [one.node for one in records if one.mask & DELETE_SELF]
+        self.assertEqual(len(looked) + len(gone), len(records), [str(one) for one in records])
+        self.assertEqual(len(looked), len(set(looked)), "looked at twice")
+        return set(looked), set(gone)
+
+
+@scratch.on_each_filesystem
+class Loss(LossTest):
+    def population(self, directories=20, files=40):
+        paths = []
+        for directory in range(directories):
+            path = self.path(f"d{directory}")
+            os.mkdir(path)
+            paths.append(path)
+            for number in range(files):
+                touch(os.path.join(path, f"f{number}"))
+                paths.append(os.path.join(path, f"f{number}"))
+        return paths
+
+    def change(self, dice):
+        """Changes some of the population: (paths that changed and are still there, by
+        their old names; paths of what is gone)."""
+        changed, gone = set(), set()
+
+        def of(directory):
+            for number in dice.sample(range(40), 4):
+                yield self.path(f"d{directory}", f"f{number}")
+
+        for path in of(0):
+            os.chmod(path, 0o600)
+            changed.add(path)
+        for path in of(1):
+            write(path, b"more", "ab")
+            changed.add(path)
+        for path in of(2):
+            os.unlink(path)
+            gone.add(path)
+            changed.add(self.path("d2"))
+        for path in of(3):
+            os.rename(path, path + "new")
+            changed |= {path, self.path("d3")}
+        for path in of(4):
+            os.rename(path, self.path("d5", os.path.basename(path)))
+            gone.add(self.path("d5", os.path.basename(path)))
+            changed |= {path, self.path("d4"), self.path("d5")}
+        for path in of(6):
+            os.link(path, os.path.join(self.outside, f"link{time.monotonic_ns()}"))
+            changed.add(path)
+        a, b, *_ = of(7)
+        handles.exchange(a, b)
+        # xfs leaves the ctime of files alone when they change places.
+        changed |= {self.path("d7")} if self.kind == "xfs" else {a, b, self.path("d7")}
+        for path in of(8):
+            os.rename(path, os.path.join(self.outside, f"out{time.monotonic_ns()}"))
+            changed |= {path, self.path("d8")}
+        touch(self.path("d9", "fresh"))
+        changed.add(self.path("d9"))
+        for number in range(40):
+            os.unlink(self.path("d10", f"f{number}"))
+            gone.add(self.path("d10", f"f{number}"))
+        os.rmdir(self.path("d10"))
+        gone.add(self.path("d10"))
+        os.rename(self.path("d11"), self.path("renamed"))
+        changed.add(self.path("d11"))
+        return changed, gone
+
+    def compare(self, nodes, taken, changed, gone, of_root=True):
+        name = {node: os.path.relpath(path, self.share) for path, node in nodes.items()}
+        name[ROOT] = "/"
+        looked, ended = self.told(taken)
+        wanted = {name[nodes[path]] for path in changed} | ({"/"} if of_root else set())
+        self.assertEqual(sorted(name[node] for node in looked), sorted(wanted))
+        self.assertEqual(sorted(name[node] for node in ended),
+                         sorted(name[nodes[path]] for path in gone))
+        return len(looked) + len(ended)
+
+    def test_kernel_queue(self):
+        """Exactly what changed or went is reported."""
+        dice = random.Random(5)
+        daemon = self.small_queue()
+        paths = self.population()
+        client = daemon.session(self.share)
+        self.addCleanup(client.close)
+        watch = Watch(daemon, self.base)
+        self.addCleanup(watch.close)
+        nodes = self.registered(client, paths)
+        # One that is unlinked while somebody has it open is not gone yet.
+        open_one = self.path("d12", "f0")
+        held = os.open(open_one, os.O_RDONLY)
+        time.sleep(_TICK)
+        client.sync()
+        stop(daemon)
+        self.fill_queue()
+        changed, gone = self.change(dice)
+        os.unlink(open_one)
+        changed |= {open_one, self.path("d12")}
+        daemon.signal(signal.SIGCONT)
+        taken = client.sync()
+        kinds = [type(one) for one in taken if not isinstance(one, Record)]
+        self.assertEqual(kinds, [Lost, Resynced])
+        reported = self.compare(nodes, taken, changed, gone)
+        self.assertEqual(taken[0], Lost(1, 0))
+        resynced = taken[-1]
+        self.assertEqual((resynced.checked, resynced.reported), (len(nodes) + 1, reported))
+        self.assertEqual(watch.check(), "")
+        for model in watch.models:
+            self.assertEqual([one.reason for one in model.history if isinstance(one, Lost)], [1])
+        tree = [one for one in watch.models[0].history if isinstance(one, Resynced)]
+        self.assertEqual([(one.checked, one.reported) for one in tree], [(0, 0)])
+        os.close(held)
+        last = client.records()
+        self.assertTrue(last and last[-1].mask & DELETE_SELF and last[-1].node == nodes[open_one],
+                        [str(one) for one in last])
+        os.chmod(self.path("d13", "f1"), 0o600)
+        self.assertEqual([(one.mask, one.node) for one in client.records()],
+                         [(ATTRIB, nodes[self.path("d13", "f1")])])
+        self.assertEqual(watch.check(), "")
+        daemon.stop()
+
+    def test_session_queue(self):
+        """A session that does not read: LOST 2, and nothing untouched is reported."""
+        daemon = self.start()
+        paths = self.population()
+        slow = daemon.session(self.share, queue_limit=65536, max_packet=4096)
+        self.addCleanup(slow.close)
+        nodes = self.registered(slow, paths)
+        time.sleep(_TICK)
+        slow.sync()
+        # The reader of this one makes the daemon read and queue for the slow one.
+        other = daemon.session(self.share)
+        self.addCleanup(other.close)
+        self.registered(other, paths)
+        time.sleep(_TICK)
+        other.sync()
+        storm = [self.path("d15", f"f{number}") for number in range(40)]
+        for turn in range(40):
+            for path in storm:
+                os.chmod(path, 0o600 + turn % 8)
+            other.sync()
+        changed, gone = self.change(random.Random(6))
+        other.sync()
+        taken = slow.sync()
+        kinds = [type(one) for one in taken if not isinstance(one, Record)]
+        self.assertEqual(kinds, [Lost, Resynced])
+        lost = next(at for at, one in enumerate(taken) if isinstance(one, Lost))
+        self.assertEqual(taken[lost].reason, 2)
+        resync = taken[lost + 1:taken.index(next(
+            one for one in taken if isinstance(one, Resynced)))]
+        resync = [one for one in resync if one.flags & RECHECK or not one.dir[0]]
+        reported = {one.node for one in resync}
+        may = {nodes[path] for path in (*changed, *gone, *storm)} | {ROOT}
+        must = {nodes[path] for path in (*changed, *gone)}
+        self.assertEqual(reported - may, set(), "untouched")
+        told = {one.node for one in taken if isinstance(one, Record)}
+        told |= {one.dir for one in taken if isinstance(one, Record)}
+        name = {node: os.path.relpath(path, self.share) for path, node in nodes.items()}
+        self.assertEqual(sorted(name[node] for node in must - told), [])
+        ended = {one.node for one in taken if isinstance(one, Record) and one.mask & DELETE_SELF}
+        self.assertEqual(ended, {nodes[path] for path in gone})
+        daemon.stop()
+
+    def test_killed(self):
+        """kill -9 during a storm: after the restart, since says it all."""
+        daemon = self.start()
+        paths = self.population()
+        model = Server(daemon.session(self.share), self.share)
+        self.addCleanup(model.close)
+        self.assertEqual(model.check(), "")
+        node = {os.path.relpath(path, self.share): model.nodes[handles.handle_of(path)]
+                for path in paths}
+        time.sleep(_TICK)
+        since = now()
+        self.assertEqual(model.check(), "")
+        before = len(model.history)
+        time.sleep(_TICK)
+        for number in range(300):
+            touch(os.path.join(self.outside, f"storm{number}"))
+        os.kill(daemon.pid, signal.SIGKILL)
+        changed, gone = self.change(random.Random(7))
+        daemon.kill()
+        model.client.close()
+        again = self.start(socket_path=daemon.socket)
+        # What is gone cannot be opened: the client sees that by itself.
+        lost = model.reconnect(again.session(self.share), since)
+        self.addCleanup(lambda: model.client.close())
+        self.assertEqual(lost, {node[os.path.relpath(path, self.share)] for path in gone})
+        told = model.client.sync()
+        looked, ended = self.told(told)
+        self.assertEqual(ended, set())
+        name = {value: key for key, value in node.items()}
+        self.assertEqual(sorted(name[one] for one in looked),
+                         sorted(os.path.relpath(path, self.share) for path in changed))
+        model.apply_all(told)
+        self.assertEqual(model.check(), "")
+        os.chmod(self.path("d13", "f1"), 0o600)
+        self.assertEqual(model.check(), "")
+        self.assertGreater(len(model.history), before)
+        again.stop()
+
+    def test_killed_under_writers(self):
+        """The same while others never stop changing things."""
+        writers = [Writer(self.base, number, "abc/pq") for number in range(2)]
+        for writer in writers:
+            self.addCleanup(writer.close)
+        daemon = self.start()
+        model = Server(daemon.session(self.share), self.share)
+        self.addCleanup(model.close)
+        for _ in range(5):
+            for writer in writers:
+                writer.begin("run", "3000")
+            since = now()
+            model.apply_all(model.client.sync())
+            daemon.kill()
+            model.client.close()
+            daemon = self.start(socket_path=daemon.socket)
+            model.reconnect(daemon.session(self.share), since)
+            for writer in writers:
+                while not select.select([writer], [], [], 0)[0]:
+                    model.apply_all(model.client.sync())
+                self.assertEqual(writer.end(), 0)
+            self.assertEqual(model.check(), "")
+        model.client.close()
+        daemon.stop()
+
+
+class SecondLoss(LossTest):
+    def test_second_overflow(self):
+        """An overflow while the resync runs: one LOST, one RESYNCED, and all is said
+        again that changed since the first."""
+        daemon = self.small_queue()
+        os.mkdir(self.path("d"))
+        paths = [self.path("d", str(number)) for number in range(20000)]
+        for path in paths:
+            touch(path)
+        client = daemon.session(self.share)
+        self.addCleanup(client.close)
+        nodes = self.registered(client, paths)
+        for attempt in range(5):
+            time.sleep(_TICK)
+            client.sync()
+            stop(daemon)
+            self.fill_queue()
+            first = paths[attempt * 20:attempt * 20 + 10]
+            second = paths[-attempt * 20 - 10:][:10]
+            for path in first:
+                os.chmod(path, 0o600 + attempt)
+            daemon.signal(signal.SIGCONT)
+            taken = client.wait_for(Lost)
+            stop(daemon)
+            # Early in the order of the nodes, so that the first pass has looked at some.
+            for path in second + first[:5]:
+                os.chmod(path, 0o640 + attempt)
+            self.fill_queue()
+            for path in second + first[:5]:
+                os.chmod(path, 0o600 + attempt)
+            early = client.inbox + self.pending(client)
+            client.inbox = []
+            daemon.signal(signal.SIGCONT)
+            taken += early + client.sync()
+            if any(isinstance(one, Resynced) for one in early):
+                continue
+            kinds = [type(one) for one in taken if not isinstance(one, Record)]
+            self.assertEqual(kinds, [Lost, Resynced])
+            after = [one for one in taken[len(early) + 1:] if isinstance(one, Record)]
+            looked = {one.node for one in after if one.flags & RECHECK}
+            wanted = {nodes[path] for path in second + first[:5]}
+            self.assertLessEqual(wanted, looked)
+            told = {one.node for one in taken
+                    if isinstance(one, Record) and one.flags & RECHECK}
+            self.assertEqual(told, {nodes[path] for path in first + second})
+            resynced = next(one for one in taken if isinstance(one, Resynced))
+            self.assertEqual(resynced.checked, len(nodes) + 1)
+            with daemon.connect() as other:
+                self.assertEqual(sum(one["overflows"] for one in other.status()["filesystems"]),
+                                 2 * attempt + 2)
+            daemon.stop()
+            return
+        self.fail("the resync was always quicker")
+
+    @staticmethod
+    def pending(client):
+        """What has come and was not read."""
+        while select.select([client], [], [], 0)[0]:
+            client.receive()
+        return client.take()
