@@ -26,9 +26,10 @@ test: install-packages
 soak: build
 	scripts/soak $(MINUTES)
 
-#: make demo              shows the daemon at work (root)
-demo: install-packages build
-	scripts/demo
+#: make demo              shows the daemon at work on a scratch filesystem; installs
+#:                        missing packages and builds (root)
+demo:
+	SWIFT="$(SWIFT)" scripts/demo
 
 #: make install-packages  what Debian has to have for building and testing (root)
 install-packages:
