@@ -232,6 +232,25 @@ int hw_connect_path(int socket, const char *path)
 					sizeof address));
 }
 
+int hw_notify(const char *path, const void *text, size_t size)
+{
+	struct sockaddr_un address;
+	int result = unix_address(path, &address);
+	if (result)
+		return result;
+	socklen_t length =
+		(socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
+	if (path[0] == '@')
+		address.sun_path[0] = '\0';
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -errno;
+	result = checked(sendto(fd, text, size, MSG_NOSIGNAL,
+				(struct sockaddr *)&address, length));
+	close(fd);
+	return result < 0 ? result : 0;
+}
+
 int hw_accept(int socket)
 {
 	return checked(

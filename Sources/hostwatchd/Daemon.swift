@@ -69,7 +69,7 @@ final class Daemon {
     logger.notice(
       "hostwatchd \(daemonVersion) serves \(place), \(configuration.shareCount)",
       metadata: .of(.started))
-    ServiceManager.ready(status: status.current())
+    ServiceManager.started(status: status.current())
     let code = try loop.run()
     diagnostics.finish()
     logger.notice("hostwatchd stopped", metadata: .of(.stopped))

@@ -123,6 +123,13 @@ int hw_bind_path(int socket, const char *path);
 int hw_connect_path(int socket, const char *path);
 int hw_accept(int socket);
 
+/*
+ * Sends one datagram to the service manager's socket (sd_notify(3)) without
+ * waiting; `path` begins with '@' for an abstract one. -EAGAIN when the
+ * manager does not read.
+ */
+int hw_notify(const char *path, const void *text, size_t size);
+
 struct hw_peer {
 	pid_t pid;
 	uid_t uid;

@@ -183,7 +183,7 @@ import CHostWatch
     if sent.contains(.deleteSelf) && object != 0 { nodes.markDead(object) }
   }
 
-  /// Cuts the mask, leaves out echoes, queues what is left, and returns that.
+  /// Cuts the mask, leaves out echoes, queues what is left, and returns what was queued.
   @inline(__always)
   @discardableResult
   private func send(
@@ -205,11 +205,12 @@ import CHostWatch
     record.pid = unsafe state.pointee.has(UInt32(HW_WANT_PID)) ? event.pid : 0
     if unsafe state.pointee.queue.isEmpty { ready.append(slot) }
     let wasLosing = unsafe state.pointee.isLosing
-    if unsafe RecordEncoder.write(record, path: path, newPath: newPath, to: &state.pointee) {
-      delivered += 1
-    } else if !wasLosing {
-      losing.append(slot)
+    guard unsafe RecordEncoder.write(record, path: path, newPath: newPath, to: &state.pointee)
+    else {
+      if !wasLosing { losing.append(slot) }
+      return []
     }
+    delivered += 1
     return record.mask
   }
 

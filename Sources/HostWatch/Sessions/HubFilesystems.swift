@@ -57,6 +57,7 @@ extension Hub {
 
   /// Ends all that depends on a filesystem that has gone.
   func detach(_ filesystem: WatchedFilesystem) {
+    guard filesystems[filesystem.device] === filesystem else { return }
     filesystem.drain()
     for share in shares where share.filesystem === filesystem { share.lose("unmounted") }
     for session in Array(filesystem.sessions.values) {

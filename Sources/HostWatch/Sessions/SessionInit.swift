@@ -23,8 +23,8 @@ extension Session {
         throw Refusal(EPROTONOSUPPORT, "This daemon speaks version 1 of the protocol.")
       }
       try hub.checkSessionLimits(self)
-      let target = try findRoot(value, descriptors)
       let ownPID = try echoPID(value)
+      let target = try findRoot(value, descriptors)
       try attach(value, target, ownPID, unique: unique)
     } catch {
       hub.report(

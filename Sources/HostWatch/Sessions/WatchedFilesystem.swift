@@ -43,6 +43,7 @@ final class WatchedFilesystem {
   private var syncing: [Session] = []
   private var isWaiting = false
   private(set) var hasOverflowed = false
+  private var hasFailed = false
 
   private let report: (Diagnostic) -> Void
   /// Called when the group cannot be read any more.
@@ -240,7 +241,7 @@ final class WatchedFilesystem {
         if try readOnce() { break }
       }
     } catch {
-      return failed?(self, "\(error)") ?? ()
+      return fail("\(error)")
     }
     lastDrain = Syscall.monotonicMicroseconds()
     for scope in router.scopes {
@@ -251,6 +252,13 @@ final class WatchedFilesystem {
     if reconciler.isHoldingDeaths { holdDeaths() }
     answerSyncs()
     flush()
+  }
+
+  /// Says once that nothing can be read any more.
+  private func fail(_ reason: String) {
+    guard !hasFailed else { return }
+    hasFailed = true
+    failed?(self, reason)
   }
 
   /// A SYNC is answered after all that was complete, so it does not let a

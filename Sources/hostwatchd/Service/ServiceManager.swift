@@ -1,8 +1,20 @@
+import CFanotify
 import CSystemd
+import Glibc
 
 /// What the daemon tells the service manager (sd_notify(3)). Without one
 /// every call does nothing.
+///
+/// READY at the start is waited for. Everything later is sent without waiting:
+/// a manager that does not read must not keep the daemon from reading events,
+/// and the next STATUS says what the lost one would have.
 enum ServiceManager {
+  static func started(status: String) {
+    let text = joined(["READY=1", "STATUS=\(status)"])
+    _ = unsafe sd_notify(0, text)
+  }
+
+  /// After a reload.
   static func ready(status: String) { send(["READY=1", "STATUS=\(status)"]) }
 
   static func status(_ status: String) { send(["STATUS=\(status)"]) }
@@ -18,7 +30,14 @@ enum ServiceManager {
   static func failed(_ message: String) { send(["STATUS=\(message)"]) }
 
   private static func send(_ assignments: [String]) {
-    // A line is an assignment: a newline in a value would begin another.
-    _ = unsafe sd_notify(0, assignments.map(escapingControls).joined(separator: "\n"))
+    guard let socket = unsafe getenv("NOTIFY_SOCKET") else { return }
+    let text = Array(joined(assignments).utf8)
+    // The kernel reads `count` bytes of the array and a string that ends.
+    _ = unsafe text.withUnsafeBytes { unsafe hw_notify(socket, $0.baseAddress, $0.count) }
+  }
+
+  /// A line is an assignment: a newline in a value would begin another.
+  private static func joined(_ assignments: [String]) -> String {
+    assignments.map(escapingControls).joined(separator: "\n")
   }
 }
