@@ -193,13 +193,14 @@ class Watch:
             if isinstance(model, NodesModel):
                 model.close()
 
-    def read(self, writers, follows):
-        """Until every writer has answered: reads the sockets, and if it follows applies
-        the records while things go on changing."""
+    def read(self, writers, follows, sleeps=False):
+        """Until every writer has answered: reads the sockets unless it sleeps, and if it
+        follows applies the records while things go on changing."""
         errors = []
         waiting = list(writers)
+        clients = [] if sleeps else self.clients
         while waiting:
-            ready, _, _ = select.select([*waiting, *self.clients], [], [], TIMEOUT)
+            ready, _, _ = select.select([*waiting, *clients], [], [], TIMEOUT)
             if not ready:
                 raise AssertionError(f"nothing happens in {TIMEOUT} s")
             for model in self.models:

@@ -182,6 +182,8 @@ class TreeModel(Model):
             return
         if record.mask & RENAME:
             if record.dir != NOBODY:
+                if record.mask & ISDIR and not self._holds(record):
+                    self._forget(record.node)
                 self.remove(record.dir, record.name, record.node)
             if record.new_dir != NOBODY:
                 self._put(record, record.new_dir, record.new_name)
@@ -194,16 +196,20 @@ class TreeModel(Model):
             if record.mask & ISDIR and record.flags & CORRECTED:
                 self._forget(record.node)
 
+    def _holds(self, record):
+        """Whether a directory leaves a place where it is known to be. It may have come
+        there outside, below a directory that moved in and has not been read since."""
+        return self.entries.get(record.dir, {}).get(record.name) == record.node
+
     def _forget(self, directory):
         """What happens in a directory outside, and below it, is not told: when one of
         them is put somewhere again it has to be read, however it came there."""
         waiting = [directory]
         while waiting:
             directory = waiting.pop()
-            if directory not in self.entries:
-                continue
             self.unread.add(directory)
-            waiting += self.entries.pop(directory).values()
+            below = self.entries.pop(directory, {}).values()
+            waiting += [node for node in below if node in self.entries]
 
     def _put(self, record, directory, name):
         if directory not in self.entries:
@@ -211,12 +217,9 @@ class TreeModel(Model):
         self.set(directory, name, record.node)
         if not record.mask & ISDIR:
             return
-        # One that was below a directory which moved in, and left that before it was
-        # read, is not known here.
-        is_new = bool(record.mask & RENAME) and record.node not in self.entries
         self.entries.setdefault(record.node, {})
         self.place[record.node] = (directory, name)
-        if record.flags & (MOVED_IN | CORRECTED) or record.node in self.unread or is_new:
+        if record.flags & (MOVED_IN | CORRECTED) or record.node in self.unread:
             self.read(record.node)
 
     def resynced(self):
