@@ -130,6 +130,9 @@ import Glibc
   }
 
   private func handlePacket(_ descriptors: DescriptorList) {
+    // What happened before a request is told before it takes effect.
+    if let filesystem, filesystem.queuedEvents > 0 { filesystem.drain() }
+    guard !isEnded else { return }
     let (type, unique) = hub.receiver.withPacket { RequestDecoder.header($0) }
     do throws(RequestError) {
       let request = try hub.receiver.withPacket { packet throws(RequestError) in
