@@ -34,6 +34,9 @@ public final class Hub {
   private var shutDownCompletion: (() -> Void)?
   private var isShuttingDown = false
   private var housekeepingIsArmed = false
+  private var listenersArePaused = false
+  /// The session that did a slice of its resync last.
+  private var lastResynced: UInt64 = 0
 
   private static let housekeepingMicroseconds: UInt64 = 250_000
 
@@ -81,6 +84,7 @@ public final class Hub {
       if result == -EAGAIN { return }
       if result == -EINTR || result == -ECONNABORTED { continue }
       guard result >= 0 else {
+        pauseListeners()
         return report(
           Diagnostic(
             .sessionRefused, .warning,
@@ -89,6 +93,14 @@ public final class Hub {
       }
       open(OwnedDescriptor(result))
     }
+  }
+
+  /// Without descriptors or memory accept(2) would fail again at once, and go
+  /// on failing: it is tried again with the next housekeeping.
+  private func pauseListeners() {
+    listenersArePaused = true
+    for listener in listeners { listener.source.setReadiness([]) }
+    armHousekeeping()
   }
 
   private func open(_ socket: consuming OwnedDescriptor) {
@@ -180,6 +192,10 @@ public final class Hub {
   /// Closes connections that have not said INIT in time.
   private func keepHouse() {
     housekeepingIsArmed = false
+    if listenersArePaused {
+      listenersArePaused = false
+      for listener in listeners { listener.source.setReadiness(.readable) }
+    }
     let now = Syscall.monotonicMicroseconds()
     let limit = UInt64(HW_INIT_TIMEOUT_SECONDS) * 1_000_000
     for session in Array(sessions.values)
@@ -196,7 +212,13 @@ public final class Hub {
   func scheduleResync() { resyncTimer?.arm(afterMicroseconds: 0) }
 
   private func stepResyncs() {
-    for session in Array(sessions.values) where session.canStepResync { session.stepResync() }
+    // One slice of one session in a turn, so that the work of a turn does not
+    // grow with the sessions.
+    let waiting = sessions.values.filter(\.canStepResync).map(\.id).sorted()
+    if let next = waiting.first(where: { $0 > lastResynced }) ?? waiting.first {
+      lastResynced = next
+      sessions[next]?.stepResync()
+    }
     if sessions.values.contains(where: { $0.canStepResync }) { scheduleResync() }
   }
 
@@ -216,7 +238,7 @@ public final class Hub {
       _ = close(listener.descriptor)
     }
     listeners = []
-    for filesystem in filesystems.values { filesystem.drain() }
+    for filesystem in Array(filesystems.values) { filesystem.finish() }
     for session in Array(sessions.values) {
       if session.isAttached {
         session.detach(UInt32(HW_DETACHED_SHUTDOWN))

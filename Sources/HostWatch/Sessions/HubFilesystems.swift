@@ -12,6 +12,7 @@ extension Hub {
     {
       return known
     }
+    try refuseRemote(descriptor)
     do {
       let made = try WatchedFilesystem(directory: descriptor, report: report)
       if let known = filesystems[made.device] { return known }
@@ -30,6 +31,21 @@ extension Hub {
     } catch {
       throw Refusal(EIO, "\(error)")
     }
+  }
+
+  /// A server behind FUSE or a network may never answer, and the calls that would
+  /// find out whether the filesystem can be watched wait for it.
+  private func refuseRemote(_ descriptor: Int32) throws(Refusal) {
+    guard let status = try? Syscall.status(of: descriptor), let table = try? MountTable.entries()
+    else { throw Refusal(EIO, "The mount table cannot be read.") }
+    let entry =
+      table.first { $0.id == status.mountID } ?? table.first { $0.device == status.device }
+    guard let type = entry.map({ String(decoding: $0.type, as: UTF8.self) }) else { return }
+    guard MountTable.isRemote(type) else { return }
+    throw Refusal(
+      ENODEV,
+      "\(type): the filesystem is behind another server; share the filesystem that is behind it, on its own host."
+    )
   }
 
   func releaseIfUnused(_ filesystem: WatchedFilesystem) {
@@ -58,7 +74,7 @@ extension Hub {
   /// Ends all that depends on a filesystem that has gone.
   func detach(_ filesystem: WatchedFilesystem) {
     guard filesystems[filesystem.device] === filesystem else { return }
-    filesystem.drain()
+    filesystem.finish()
     for share in shares where share.filesystem === filesystem { share.lose("unmounted") }
     for session in Array(filesystem.sessions.values) {
       session.detach(UInt32(HW_DETACHED_UNMOUNTED))

@@ -1,5 +1,6 @@
 import CFanotify
 import CHostWatch
+import Glibc
 
 extension Hub {
   // MARK: Shares
@@ -14,6 +15,7 @@ extension Hub {
         $0.name == share.configuration.name && $0.path == share.configuration.path
       }) {
         share.configuration = same
+        revoke(share)
         kept.append(share)
       } else {
         remove(share)
@@ -27,11 +29,24 @@ extension Hub {
     retryShares()
   }
 
-  func remove(_ share: Share) {
-    for session in Array(sessions.values) where session.share == share.configuration.name {
-      session.filesystem?.drain()
+  /// Ends the sessions of those whom the share does not allow any more.
+  private func revoke(_ share: Share) {
+    for session in Array(sessions.values)
+    where session.share == share.configuration.name && !session.isAllowed(share.configuration) {
       session.detach(UInt32(HW_DETACHED_REMOVED))
     }
+  }
+
+  /// Tells a share's sessions all that happened, then that it is over.
+  private func detachSessions(of share: Share, _ reason: UInt32) {
+    share.filesystem?.finish()
+    for session in Array(sessions.values) where session.share == share.configuration.name {
+      session.detach(reason)
+    }
+  }
+
+  func remove(_ share: Share) {
+    detachSessions(of: share, UInt32(HW_DETACHED_REMOVED))
     release(share)
     report(
       Diagnostic(
@@ -116,21 +131,29 @@ extension Hub {
   /// filesystem may have been mounted there, or that one may be back.
   func check(_ share: Share) {
     if let filesystem = share.filesystem {
-      let target = try? resolve(share.configuration)
-      if let target, target.filesystem === filesystem, target.handle == share.root { return }
-      let name = share.configuration.name
-      share.lose("its path leads elsewhere now")
-      for session in Array(sessions.values) where session.share == name {
-        session.filesystem?.drain()
-        session.detach(UInt32(HW_DETACHED_UNMOUNTED))
+      do throws(Refusal) {
+        let target = try resolve(share.configuration)
+        if target.filesystem === filesystem, target.handle == share.root { return }
+      } catch {
+        // Only what says that the directory is not there any more counts.
+        let gone = [ENOENT, ENOTDIR, ESTALE, ELOOP, ENODEV, EOPNOTSUPP, EXDEV]
+        guard gone.contains(error.code) else {
+          return report(
+            Diagnostic(
+              .shareUnavailable, .warning,
+              "The share \(share.configuration.path) could not be checked: \(error.text)",
+              share: share.configuration.name, errno: error.code))
+        }
       }
+      detachSessions(of: share, UInt32(HW_DETACHED_UNMOUNTED))
+      share.lose("its path leads elsewhere now")
       filesystem.shareCount -= 1
       releaseIfUnused(filesystem)
       report(
         Diagnostic(
           .shareDetached, .notice,
           "The share's filesystem is gone from \(share.configuration.path); it is watched again when it is back.",
-          share: name))
+          share: share.configuration.name))
     }
     attach(share)
   }

@@ -100,7 +100,7 @@ extension Session {
     return try hub.open(share)
   }
 
-  private func isAllowed(_ share: ShareConfiguration) -> Bool {
+  func isAllowed(_ share: ShareConfiguration) -> Bool {
     if isPrivileged || share.allowedUsers.contains(peer.uid) { return true }
     return share.allowedGroups.contains(peer.gid)
       || peer.groups.contains { share.allowedGroups.contains($0) }

@@ -12,6 +12,14 @@ enum MountTable {
     /// The directory of the filesystem that is the mount's root.
     var root: [UInt8]
     var mountPoint: [UInt8]
+    /// The filesystem's type: "ext4", "fuse.sshfs".
+    var type: [UInt8]
+  }
+
+  /// Whether calls on such a filesystem wait for a server.
+  static func isRemote(_ type: String) -> Bool {
+    type == "fuse" || type == "fuseblk" || type.hasPrefix("fuse.") || type.hasPrefix("nfs")
+      || ["9p", "afs", "ceph", "cifs", "smb3", "virtiofs", "autofs"].contains(type)
   }
 
   static func entries() throws(SystemError) -> [Entry] {
@@ -22,11 +30,12 @@ enum MountTable {
   static func parse(_ text: [UInt8]) -> [Entry] {
     text.split(separator: 0x0a).compactMap { line in
       let fields = line.split(separator: 0x20, maxSplits: 5)
-      guard fields.count >= 5, let id = UInt64(String(decoding: fields[0], as: UTF8.self)),
+      guard fields.count == 6, let id = UInt64(String(decoding: fields[0], as: UTF8.self)),
         let device = device(fields[2])
       else { return nil }
       return Entry(
-        id: id, device: device, root: unescape(fields[3]), mountPoint: unescape(fields[4]))
+        id: id, device: device, root: unescape(fields[3]), mountPoint: unescape(fields[4]),
+        type: type(in: fields[5]))
     }
   }
 
@@ -38,6 +47,13 @@ enum MountTable {
   /// `"8:1"`.
   static func text(_ device: UInt64) -> String {
     "\(gnu_dev_major(dev_t(device))):\(gnu_dev_minor(dev_t(device)))"
+  }
+
+  /// The field behind the one that is "-".
+  private static func type(in rest: ArraySlice<UInt8>) -> [UInt8] {
+    let fields = rest.split(separator: 0x20)
+    guard let dash = fields.firstIndex(of: [0x2d]), dash + 1 < fields.count else { return [] }
+    return Array(fields[dash + 1])
   }
 
   private static func device(_ field: ArraySlice<UInt8>) -> UInt64? {
