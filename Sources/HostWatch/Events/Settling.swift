@@ -99,6 +99,7 @@ extension Reconciler {
         continue
       }
       emitEntry(.delete, difference, held, isDirectory)
+      if isDirectory && !window.objects[held].flags.contains(.dead) { emitRecheck(held) }
     }
   }
 
@@ -167,6 +168,13 @@ extension Reconciler {
     emitCorrection(
       EventMask.rename.union(actual.isDirectory ? .isDirectory : []), actual.object,
       place(of: from.touch), to: place(of: to.touch))
+  }
+
+  /// A directory that lives somewhere else, it is not known where.
+  private func emitRecheck(_ object: Int) {
+    handle(ofObject: object).withView { view in
+      emit(RemoteEvent(mask: .isDirectory, flags: UInt32(HW_RECHECK), object: view))
+    }
   }
 
   /// A living directory that is not where a model has it has been moved by

@@ -58,20 +58,12 @@ final class WatchedFilesystem {
   /// Marks the filesystem that `directory` is on.
   init(directory: Int32, report: @escaping (Diagnostic) -> Void) throws(WatchError) {
     self.report = report
-    let made: FanotifyGroup
-    var markable = directory
-    // Owns `markable` where it is another directory.
-    var topLevel: DescriptorList?
-    do throws(WatchError) {
-      made = try FanotifyGroup(marking: directory)
-    } catch {
-      topLevel = Self.topLevel(of: directory, error)
-      guard let number = topLevel?.numbers.first else { throw error }
-      markable = number
-      made = try FanotifyGroup(marking: number)
-    }
-    defer { topLevel = nil }
-    group = made
+    // The filesystem's top level, where it is mounted anywhere: from there every
+    // directory can be found, and a btrfs subvolume can be marked only so.
+    let topLevel = Self.topLevel(of: directory)
+    defer { withExtendedLifetime(topLevel) {} }
+    let markable = topLevel?.numbers.first ?? directory
+    group = try FanotifyGroup(marking: markable)
     device = group.device
     lastEmpty = Syscall.coarseNow()
     do {
@@ -100,10 +92,9 @@ final class WatchedFilesystem {
       report: { [unowned self] in lookupFailed($0) })
   }
 
-  /// A btrfs subvolume cannot be marked (EXDEV), but the filesystem's top level can, if
-  /// it is mounted anywhere.
-  private static func topLevel(of directory: Int32, _ error: WatchError) -> DescriptorList? {
-    guard error.cause.code == EXDEV, let status = try? Syscall.status(of: directory),
+  /// The root directory of the filesystem, through any mount that shows it.
+  private static func topLevel(of directory: Int32) -> DescriptorList? {
+    guard let status = try? Syscall.status(of: directory),
       let table = try? MountTable.entries(),
       let device = table.first(where: { $0.id == status.mountID })?.device
     else { return nil }
