@@ -33,6 +33,7 @@ class HistoriesTest(DaemonTest):
     seconds = number("HOSTWATCH_SOAK_MINUTES") * 60 / len(scratch.KINDS)
     limit = 86400
     histories = HISTORIES
+    part = 0.5  # of the time of a soak
 
     def figures(self):
         with self.daemon.connect() as client:
@@ -44,7 +45,7 @@ class HistoriesTest(DaemonTest):
         if os.environ.get("HOSTWATCH_SEED"):
             return [number("HOSTWATCH_SEED")]
         count = number("HOSTWATCH_HISTORIES") or (0 if self.seconds else self.histories)
-        end = time.monotonic() + self.seconds * 3 / 4
+        end = time.monotonic() + self.seconds * self.part
 
         def some():
             done = 0
@@ -233,6 +234,7 @@ class Overflowing(HistoriesTest):
     """The kernel's queue is so small that it overflows again and again."""
 
     histories = 3
+    part = 0.25
     config = table(daemon={"queue_events": 400})
 
     @classmethod

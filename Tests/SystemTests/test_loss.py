@@ -207,7 +207,7 @@ class Loss(LossTest):
         time.sleep(_TICK)
         other.sync()
         storm = [self.path("d15", f"f{number}") for number in range(40)]
-        for turn in range(40):
+        for turn in range(120):
             for path in storm:
                 os.chmod(path, 0o600 + turn % 8)
             other.sync()
@@ -225,8 +225,8 @@ class Loss(LossTest):
         may = {nodes[path] for path in (*changed, *gone, *storm)} | {ROOT}
         must = {nodes[path] for path in (*changed, *gone)}
         self.assertEqual(reported - may, set(), "untouched")
-        told = {one.node for one in taken if isinstance(one, Record)}
-        told |= {one.dir for one in taken if isinstance(one, Record)}
+        told = {node for one in taken if isinstance(one, Record)
+                for node in (one.node, one.dir, one.new_dir)}
         name = {node: os.path.relpath(path, self.share) for path, node in nodes.items()}
         self.assertEqual(sorted(name[node] for node in must - told), [])
         ended = {one.node for one in taken if isinstance(one, Record) and one.mask & DELETE_SELF}
