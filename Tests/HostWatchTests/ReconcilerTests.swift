@@ -11,6 +11,8 @@ final class ClientModel {
   typealias Entry = KernelSimulator.Entry
   var entries: [Entry: UInt32] = [:]
   var dead: Set<UInt32> = []
+  /// Where a directory's last record has put it: what is below it is there.
+  var places: [UInt32: Entry] = [:]
   var recordsAfterDeath: [UInt32] = []
   var log: [String] = []
 
@@ -24,6 +26,12 @@ final class ClientModel {
     log.append(
       "\(event.mask.eventNames) \(event.flags) \(object) \(describe(from)) \(describe(to)) pid \(event.pid)"
     )
+    if event.isDirectory {
+      if event.flags & UInt32(HW_RECHECK) != 0 { places[object] = nil }
+      if event.mask.contains(.rename) { places[object] = to }
+      if event.mask.contains(.create) { places[object] = from }
+      if event.mask.contains(.delete), places[object] == from { places[object] = nil }
+    }
     if event.mask.contains(.rename), let from, let to {
       if entries[from] == object { entries[from] = nil }
       entries[to] = object
@@ -149,14 +157,19 @@ struct History {
       lookups += history.simulator.lookups
       corrected += history.reconciler.counters.corrected
       let actual = history.simulator.entries
-      guard history.model.entries != actual || !history.model.recordsAfterDeath.isEmpty else {
-        continue
+      let living = history.simulator.inodes.filter { $0.value.links > 0 }
+      let misplaced = history.model.places.filter {
+        living[$0.key] != nil && actual[$0.value] != $0.key
       }
+      guard
+        history.model.entries != actual || !history.model.recordsAfterDeath.isEmpty
+          || !misplaced.isEmpty
+      else { continue }
       failures += 1
       if failures <= 3 {
         if only != nil { print(history.model.log.joined(separator: "\n")) }
         Issue.record(
-          "seed \(seed): \(difference(history.model.entries, actual)); after death: \(history.model.recordsAfterDeath)"
+          "seed \(seed): \(difference(history.model.entries, actual)); after death: \(history.model.recordsAfterDeath), misplaced: \(misplaced)"
         )
       }
     }

@@ -71,10 +71,12 @@ extension Reconciler {
 
   private func correct(_ holdings: [UInt64: Holding]) {
     var differences: [Difference] = []
+    var found: [UInt64: Found] = [:]
     for (entry, holding) in holdings.sorted(by: { $0.value.touch.event < $1.value.touch.event }) {
-      guard let difference = difference(entry, holding) else { continue }
+      guard let difference = difference(entry, holding, &found) else { continue }
       differences.append(difference)
     }
+    defer { reassertDirectories(found) }
     // What an entry must hold, first: a move takes it from where it was wrong.
     for index in differences.indices {
       guard let actual = differences[index].actual else { continue }
@@ -103,12 +105,43 @@ extension Reconciler {
     }
   }
 
+  /// What a lookup has shown of an entry.
+  private struct Found {
+    /// The object, or nil for none or for one that came later.
+    var object: Int?
+    var touch: ReconcilerWindow.Touch
+  }
+
+  /// A directory's last record must say where it is, even where a model's entries
+  /// are right: what is below it goes with that record.
+  private func reassertDirectories(_ found: [UInt64: Found]) {
+    for suspect in window.suspects {
+      let object = window.objects[Int(suspect)]
+      guard object.flags.isSuperset(of: [.isDirectory, .revisited, .dirty]),
+        !object.flags.contains(.dead), object.last >= 0
+      else { continue }
+      let last = window.touches[Int(object.last)]
+      guard let shown = found[last.entry], !(last.sets && shown.object == Int(suspect)) else {
+        continue
+      }
+      if let (entry, place) = found.first(where: { $0.value.object == Int(suspect) }) {
+        emitEntry(
+          .create, Difference(entry: entry, touch: place.touch, held: nil), Int(suspect), true)
+      } else if last.sets {
+        emitRecheck(Int(suspect))
+      }
+    }
+  }
+
   /// Compares what a model holds with what is there; nil when it is the same.
-  private func difference(_ entry: UInt64, _ holding: Holding) -> Difference? {
+  private func difference(
+    _ entry: UInt64, _ holding: Holding, _ seen: inout [UInt64: Found]
+  ) -> Difference? {
     var difference = Difference(entry: entry, touch: holding.touch, held: holding.object)
     if holding.needsLookup {
       let place = place(of: holding.touch)
       counters.lookups += 1
+      seen[entry] = Found(object: nil, touch: holding.touch)
       do throws(SystemError) {
         if let found = try namespace.lookup(place.name, in: place.directory) {
           // An object of which the window has no record came there later: its
@@ -116,8 +149,10 @@ extension Reconciler {
           let hash = found.handle.withView { $0.hash(seed: seed) }
           guard let object = window.find(hash) else { return nil }
           difference.actual = (object, found.isDirectory)
+          seen[entry]?.object = object
         }
       } catch {
+        seen[entry] = nil
         report(error)
         return nil
       }
