@@ -248,6 +248,25 @@ struct History {
     #expect(model.log.last?.contains("rename") == true)
   }
 
+  /// The entries come out right by themselves, but the last record of the
+  /// directory names a place where it is not.
+  @Test func aDirectorysLastRecordSaysWhereItIs() throws {
+    let (simulator, model, _) = try run { simulator in
+      simulator.create(entry("a"), isDirectory: true, pid: 1)
+      simulator.rename(entry("a"), entry("o"), pid: 1)
+      simulator.rename(entry("o"), entry("a"), pid: 1)
+      simulator.rename(entry("a"), entry("o"), pid: 1)
+      simulator.rename(entry("o"), entry("q"), pid: 1)
+      simulator.rename(entry("q"), entry("o"), pid: 1)
+      simulator.rename(entry("o"), entry("a"), pid: 1)
+      simulator.create(entry("o"), isDirectory: false, pid: 1)
+    }
+    #expect(model.entries == simulator.entries)
+    let directory = try #require(simulator.entries[entry("a")])
+    #expect(model.places[directory] == entry("a"))
+    #expect(model.log.last?.contains("create") == true)
+  }
+
   @Test func aReplacementIsMarkedAndAnUnlinkBehindARenameIsNot() throws {
     let (_, replaced, _) = try run { simulator in
       simulator.create(entry("a"), isDirectory: false, pid: 1)
