@@ -32,13 +32,13 @@ def handle_of(path):
     return handle_at(AT_FDCWD, os.fsencode(path))
 
 
-def open_handle(mount_fd, handle):
-    """An O_PATH descriptor; OSError with ESTALE when the object is gone."""
+def open_handle(mount_fd, handle, flags=os.O_PATH):
+    """A descriptor of the object; OSError with ESTALE when it is gone."""
     kind, data = handle
     raw = _FileHandle(len(data), kind)
     ctypes.memmove(raw.data, data, len(data))
     for _ in range(1000):
-        fd = _libc.open_by_handle_at(mount_fd, ctypes.byref(raw), os.O_PATH | os.O_CLOEXEC)
+        fd = _libc.open_by_handle_at(mount_fd, ctypes.byref(raw), flags | os.O_CLOEXEC)
         # A directory that moves or goes while it is being connected: again.
         if fd != -1 or ctypes.get_errno() != errno.ENOMEM:
             break

@@ -6,6 +6,8 @@ Records are compared as text: MASK directory/name [> directory/name] =object
 [FLAGS], with the names that the test gives to objects; "-" is node 0.
 """
 
+import fcntl
+import mmap
 import os
 
 import handles
@@ -273,6 +275,59 @@ class Rows:
         os.rename(os.path.join(self.outside, "f"), os.path.join(self.outside, "d/f"))
         os.chmod(self.outside, 0o700)
         self.expect()
+
+    def test_contents_by_other_calls(self):
+        """fallocate, copy_file_range and a reflink are MODIFY, as write is."""
+        write(self.path("f"))
+        write(self.path("source"), b"x" * 65536)
+        self.begin("f")
+        file = os.open(self.path("f"), os.O_RDWR)
+        source = os.open(self.path("source"), os.O_RDONLY)
+        try:
+            os.posix_fallocate(file, 0, 65536)
+            self.expect("MODIFY root/f =f")
+            self.assertEqual(os.copy_file_range(source, file, 4096, 0, 0), 4096)
+            self.expect("MODIFY root/f =f")
+            if self.kind == "btrfs":
+                fcntl.ioctl(file, 0x40049409, source)  # FICLONE
+                self.expect("MODIFY root/f =f")
+        finally:
+            os.close(source)
+            os.close(file)
+        self.expect("CLOSE_WRITE root/f =f")
+
+    def test_mapped_store(self):
+        """A store into a mapping is silent, with msync, too."""
+        write(self.path("f"), b"x" * 4096)
+        self.begin("f")
+        file = os.open(self.path("f"), os.O_RDWR)
+        with mmap.mmap(file, 4096) as mapping:
+            os.close(file)
+            mapping[0:5] = b"hello"
+            mapping.flush()
+            self.expect()
+        self.expect("CLOSE_WRITE root/f =f")
+
+    def test_cold_handle(self):
+        """A file opened by its handle, as knfsd does, with no name in the cache:
+        the object alone. TREE has no record without a directory."""
+        if self.kind == "tmpfs":
+            self.skipTest("tmpfs keeps every name in the cache")
+        write(self.path("f"))
+        handle = handles.handle_of(self.path("f"))
+        self.begin("f")
+        for _ in range(3):
+            with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+                file.write("2")
+        mount = os.open(self.base, os.O_RDONLY)
+        try:
+            file = handles.open_handle(mount, handle, os.O_WRONLY)
+        finally:
+            os.close(mount)
+        os.write(file, b"yy")
+        self.expect(tree=[], nodes=["MODIFY =f"])
+        os.close(file)
+        self.expect(tree=[], nodes=["CLOSE_WRITE =f"])
 
     def test_silent_kinds(self):
         """Opening and reading is not reported unless asked for."""
