@@ -278,6 +278,11 @@ int hw_peer_groups(int socket, gid_t *groups, unsigned int count)
 	return result < 0 ? result : (int)(size / sizeof(gid_t));
 }
 
+int hw_pidfd_open(pid_t pid)
+{
+	return checked(syscall(SYS_pidfd_open, pid, 0));
+}
+
 int hw_peer_pidfd(int socket)
 {
 	int fd = -1;

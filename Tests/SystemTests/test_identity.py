@@ -3,12 +3,14 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import handles
 import scratch
 from daemon import DaemonTest, touch, write
 from hostwatch import (CREATE, DELETE, DELETE_SELF, MODIFY, NOBODY, NODES, RECHECK,
-                       RENAME, ROOT, TREE)
+                       RENAME, ROOT, SUPPRESS_ECHO, TREE)
 
 NAMES = [b"\xff\xfe\x80not-utf-8", b"n" * 255, b"two\nlines\r\t", b" ", b"-rf *",
          "ä€😀".encode(), b"\x01\x7f", b"...", b"a\\b\"c'"]
@@ -34,6 +36,37 @@ class Identity(DaemonTest):
         if self.kind == "ext4":
             self.assertLess(len({node[0] for node in expected}), len(expected),
                             "no inode number came again")
+
+    def test_pid_used_again(self):
+        """What a process does that has got a server's pid after that one's end is
+        no echo."""
+        if self.kind != "ext4":
+            self.skipTest("the same on every filesystem")
+        script = "import sys\nfor line in sys.stdin: open(line[:-1], 'w').close(); print(flush=True)"
+        server = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, text=True)
+        self.addCleanup(server.stdout.close)
+        client = self.session(TREE, options=SUPPRESS_ECHO, echo_pid=server.pid)
+        server.stdin.write(self.path("own") + "\n")
+        server.stdin.flush()
+        server.stdout.readline()
+        touch(self.path("other"))
+        names = {record.name for record in client.records()}
+        self.assertEqual(names, {b"other"})
+        server.stdin.close()
+        server.wait()
+        for _ in range(200):  # another process may get the number first
+            with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as file:
+                file.write(str(server.pid - 1))
+            stranger = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE,
+                                        stdout=subprocess.DEVNULL, text=True)
+            again = stranger.pid == server.pid
+            stranger.communicate(self.path("stranger") + "\n" if again else "")
+            if again:
+                break
+        else:
+            self.fail("the pid could not be had again")
+        self.assertIn(b"stranger", {record.name for record in client.records()})
 
     def test_not_another(self):
         """A node that is gone never stands for the next object of its inode."""

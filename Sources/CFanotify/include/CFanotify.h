@@ -143,6 +143,8 @@ int hw_peer_credentials(int socket, struct hw_peer *out);
 int hw_peer_groups(int socket, gid_t *groups, unsigned int count);
 /* SO_PEERPIDFD (Linux 6.5); -ENOPROTOOPT before. */
 int hw_peer_pidfd(int socket);
+/* pidfd_open(2) (Linux 5.3). */
+int hw_pidfd_open(pid_t pid);
 
 /* The magic numbers of filesystems whose handles are decoded (statfs f_type). */
 enum {

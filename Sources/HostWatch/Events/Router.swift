@@ -61,15 +61,22 @@ import CHostWatch
 
   func remove(slot: UInt32) {
     guard let state = unsafe states[Int(slot)] else { return }
-    let (pid, id) = unsafe (state.pointee.ownPID, state.pointee.id)
-    (lastPID, lastOrigin) = (0, 0)
-    origins[pid]?.removeAll { $0 == id }
-    if origins[pid]?.isEmpty == true { origins[pid] = nil }
+    forgetOwnProcess(slot: slot)
     if unsafe !state.pointee.isTree { nodeSessions -= 1 }
     for scope in scopes { scope.sessions.removeAll { $0 == slot } }
     scopes.removeAll { $0.sessions.isEmpty }
     unsafe states[Int(slot)] = nil
     ready.removeAll { $0 == slot }
+  }
+
+  /// The process whose changes were a session's own has ended.
+  func forgetOwnProcess(slot: UInt32) {
+    guard let state = unsafe states[Int(slot)] else { return }
+    let (pid, id) = unsafe (state.pointee.ownPID, state.pointee.id)
+    (lastPID, lastOrigin) = (0, 0)
+    origins[pid]?.removeAll { $0 == id }
+    if origins[pid]?.isEmpty == true { origins[pid] = nil }
+    unsafe state.pointee.ownPID = 0
   }
 
   /// The slots that have something to send since the last call.

@@ -46,6 +46,7 @@ import Glibc
   private var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
   private(set) var isEnded = false
   private var hasLeft = false
+  private var ownProcess: (pidfd: DescriptorList, source: any LoopSource)?
   /// The connection is closed once everything queued has been sent.
   private var isClosing = false
   private var wantsWritable = false
@@ -261,8 +262,42 @@ import Glibc
     hub.ended(self, reason)
   }
 
+  /// Watches the process whose changes are the session's own. Before Linux
+  /// 5.3 that cannot be done, and a pid that is used again is taken for it.
+  func watchOwnProcess(_ pid: Int32) {
+    let fromSocket = pid == peer.pid ? hw_peer_pidfd(socket.rawValue) : -ENOPROTOOPT
+    let number = fromSocket >= 0 ? fromSocket : hw_pidfd_open(pid)
+    guard number >= 0 else {
+      // It has ended already, or pidfds are not known.
+      if number == -ESRCH { filesystem?.router.forgetOwnProcess(slot: slot) }
+      return
+    }
+    do throws(SystemError) {
+      let source = try hub.loop.watch(number, for: .readable, priority: .normal) {
+        [unowned self] _ in ownProcessEnded()
+      }
+      ownProcess = (DescriptorList([number]), source)
+    } catch {
+      _ = close(number)
+      hub.report(
+        Diagnostic(
+          .other, .warning, "A client's process cannot be watched: \(error).", session: id,
+          peer: peer, errno: error.code))
+    }
+  }
+
+  /// What was queued before its end is its own still.
+  private func ownProcessEnded() {
+    ownProcess?.source.cancel()
+    ownProcess = nil
+    filesystem?.drain()
+    if !hasLeft { filesystem?.router.forgetOwnProcess(slot: slot) }
+  }
+
   /// No record reaches the session from here on.
   private func leaveFilesystem() {
+    ownProcess?.source.cancel()
+    ownProcess = nil
     resync = nil
     pendingSyncs = []
     guard let filesystem, !hasLeft else { return }

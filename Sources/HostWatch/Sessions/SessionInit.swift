@@ -128,6 +128,7 @@ extension Session {
       hub.releaseIfUnused(filesystem)
       throw error
     }
+    watchOwnProcess(ownPID)
     hub.started(self)
     reply(ReplyBuilder.initialized(grant(), unique: unique))
   }

@@ -8,8 +8,9 @@ struct SessionState: BitwiseCopyable {
   /// The events granted, without ISDIR.
   let events: EventMask
   let options: UInt32
-  /// Whose changes are the session's own: echo_pid, or the peer.
-  let ownPID: Int32
+  /// Whose changes are the session's own: echo_pid, or the peer; 0 once that
+  /// process has ended, since its number may be given out again.
+  var ownPID: Int32
   var queue: PacketQueue
 
   /// The record whose parties stand below.
