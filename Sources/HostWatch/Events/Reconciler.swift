@@ -75,21 +75,11 @@ final class Reconciler {
   private var spare: [EventSegment] = []
   var window = ReconcilerWindow()
   /// Events whose DELETE_SELF waits for the window's end.
-  private var deaths: [Int] = []
-  private struct HeldDeath {
-    var object: FileHandle
-    var mask: EventMask
-    var pid: Int32
-    /// The windows' clock when it was read.
-    var since: UInt32
-  }
+  var deaths: [Int] = []
   /// Deaths whose DELETE may still come.
-  private var held: [HeldDeath] = []
+  var held: [HeldDeath] = []
   /// Milliseconds on CLOCK_MONOTONIC, set before each read.
   var now: UInt32 = 0
-  /// How long a DELETE is waited for. The kernel queues it a few instructions
-  /// after the DELETE_SELF.
-  static let deathMilliseconds: UInt32 = 10
   /// Up to here the events have been passed on.
   private var emitted = 0
   /// (events up to here are closed, once so many have been read).
@@ -185,15 +175,6 @@ final class Reconciler {
     reset()
   }
 
-  var isHoldingDeaths: Bool { !held.isEmpty }
-
-  /// Passes on the deaths whose DELETE did not come: the names had gone before.
-  func releaseDeaths() {
-    let all = held
-    held = []
-    for death in all { emit(death) }
-  }
-
   /// The queue held `remaining` records after the last read. `isAwaited`:
   /// somebody waits for what can be closed; otherwise that is done when it is half of
   /// what is kept, so that a backlog costs in proportion to its length.
@@ -238,7 +219,7 @@ final class Reconciler {
 
   /// An event on the object alone, without its name: a link count, a death, or something
   /// that happened to a directory itself.
-  private func isSelfEvent(_ event: KernelEvent, _ segment: EventSegment) -> Bool {
+  func isSelfEvent(_ event: KernelEvent, _ segment: EventSegment) -> Bool {
     event.directory == 0 || segment.name(event.name, event.nameSize).isDot
   }
 
@@ -373,55 +354,6 @@ final class Reconciler {
     segments[Int(event.segment)].handle(event.object != 0 ? event.object : event.directory)
   }
 
-  private func emitDeaths(before end: Int) {
-    var kept: [Int] = []
-    for index in deaths {
-      guard index < end else {
-        kept.append(index)
-        continue
-      }
-      let event = events[index]
-      guard let object = object(event) else { continue }
-      let death = HeldDeath(
-        object: FileHandle(object), mask: event.events.subtracting(.namespace), pid: event.pid,
-        since: now)
-      if isNameless(object, event: index) { emit(death) } else { held.append(death) }
-    }
-    deaths = kept
-  }
-
-  /// Whether the window has the record that took the object's name away.
-  private func isNameless(_ handle: HandleView, event: Int) -> Bool {
-    window.hasLostName(window.object(handle.hash(seed: seed), event: UInt32(event)))
-  }
-
-  /// Passes on the deaths of earlier windows whose DELETE is in this one, or
-  /// does not come.
-  private func emitHeld() {
-    guard !held.isEmpty else { return }
-    let all = held
-    held = []
-    for death in all {
-      let object = window.find(death.object.withView { $0.hash(seed: seed) })
-      let isNameless = object.map { window.hasLostName($0) } ?? false
-      if isNameless || now &- death.since >= Self.deathMilliseconds {
-        emit(death)
-      } else {
-        held.append(death)
-      }
-    }
-  }
-
-  /// Of a directory it is an event on the directory itself.
-  private func emit(_ death: HeldDeath) {
-    death.object.withView { view in
-      emit(
-        RemoteEvent(
-          mask: death.mask, pid: death.pid, object: view,
-          directory: death.mask.contains(.isDirectory) ? view : nil))
-    }
-  }
-
   // MARK: Windows
 
   private func reset() {
@@ -437,6 +369,7 @@ final class Reconciler {
   /// Forgets the events before `end`, whose window is closed, and what was
   /// noted of them.
   private func drop(before end: Int) {
+    emitHeld()
     emitDeaths(before: end)
     // A buffer goes only as a whole.
     let firstKept = end < events.count ? Int(events[end].segment) : segments.count
