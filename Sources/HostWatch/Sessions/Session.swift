@@ -41,7 +41,7 @@ import Glibc
   var maxDelayMicroseconds: UInt32 = 0
   var user: UserAccount
 
-  /// Packets from before INIT and replies, in front of the queue.
+  /// Replies from before INIT was granted; they go before the queue.
   private var early: [[UInt8]] = []
   private var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
   private(set) var isEnded = false
