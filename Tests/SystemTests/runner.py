@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the tests of this folder with a time limit for each; see `run`."""
 
+import contextlib
+import fcntl
 import os
 import signal
 import sys
@@ -17,6 +19,31 @@ SYSCTL = "/proc/sys/fs/fanotify/max_queued_events"
 def read_limit():
     with open(SYSCTL, encoding="ascii") as file:
         return file.read()
+
+
+# Runs beside each other share one sysctl: who changes it has the machine alone.
+LOCK = "/run/lock/hostwatchd-tests"
+
+
+@contextlib.contextmanager
+def turn(exclusive):
+    """Waits for every run that would be disturbed, or would disturb. The first lock
+    keeps newcomers behind one that waits to be alone."""
+    with open(f"{LOCK}.turn", "w", encoding="ascii") as door, \
+            open(f"{LOCK}.sysctl", "w", encoding="ascii") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
+
+
+def classes(suite):
+    """The tests of each class that has some."""
+    for part in suite:
+        if isinstance(part, unittest.TestCase):
+            yield suite
+            return
+        yield from classes(part)
 
 
 class TimedOut(Exception):
@@ -82,15 +109,18 @@ def main():
     suite = loader.discover(here, "test_*.py", here)
     result = Result()
     began = time.monotonic()
-    limit = read_limit()
+    with turn(exclusive=False):
+        limit = read_limit()
     try:
-        suite.run(result)
+        for part in classes(suite):
+            with turn(getattr(next(iter(part)), "exclusive", False)):
+                part.run(result)
     except KeyboardInterrupt:
         print("interrupted")
         return 130
     finally:
         # The daemons have raised it.
-        with open(SYSCTL, "w", encoding="ascii") as file:
+        with turn(exclusive=True), open(SYSCTL, "w", encoding="ascii") as file:
             file.write(limit)
     print(f"{time.monotonic() - began:.0f} s")
     print(f"{result.passed} passed, {len(result.broken)} failed, "

@@ -124,6 +124,7 @@ class OwnSocket(CommandLineTest):
 
 
 class Process(CommandLineTest):
+    exclusive = True  # of the sysctl
     def test_descriptor_limit_is_raised(self):
         def lower():
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096))

@@ -207,6 +207,7 @@ class Shutdown(ProcessTest):
 
 
 class Loss(ProcessTest):
+    exclusive = True  # of the sysctl
     SYSCTL = "/proc/sys/fs/fanotify/max_queued_events"
 
     def test_kernel_overflow(self):

@@ -28,6 +28,7 @@ def now():
 
 
 class LossTest(DaemonTest):
+    exclusive = True  # of the sysctl
     limit = 120
 
     @classmethod
