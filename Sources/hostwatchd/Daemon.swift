@@ -13,6 +13,7 @@ final class Daemon {
   private var logger: Logger
   private let diagnostics: DiagnosticLog
   private var status: StatusReporter?
+  private var watchdog: Watchdog?
   private var isStopping = false
 
   /// Runs the daemon until a signal ends it.
@@ -22,6 +23,13 @@ final class Daemon {
     var logger = logger
     logger.logLevel = configuration.logLevel
     try Requirements.check()
+    let hidden = HiddenShares.find(configuration.shares)
+    for finding in hidden { logger.error("\(finding.message)", metadata: finding.metadata) }
+    if let first = hidden.first {
+      var failure = StartFailure(.configuration, first.message)
+      failure.messageID = .startFailed
+      throw failure
+    }
     let sockets = try Sockets.open(configuration)
     let code: Int32
     do {
@@ -62,8 +70,12 @@ final class Daemon {
     try loop.signal(SIGHUP) { [unowned self] in reload() }
     hub.setShares(configuration.shares)
     for listener in listeners { try hub.serve(OwnedDescriptor(listener)) }
-    try loop.startWatchdog()
     let hub = self.hub
+    watchdog = try Watchdog(loop: loop, observe: { hub.queueObservations }) { [unowned self] in
+      logger.error(
+        "events of filesystem \($0 >> 8):\($0 & 0xff) wait and are not read; the watchdog is not fed",
+        metadata: .of(.notProgressing))
+    }
     let status = try StatusReporter(loop: loop) { hub.figures }
     self.status = status
     logger.notice(
@@ -92,16 +104,32 @@ final class Daemon {
     ServiceManager.reloading()
     do {
       let new = try source.load(mayBeMissing: !hadFile)
+      let hidden = HiddenShares.find(new.shares)
+      if let first = hidden.first {
+        for finding in hidden { logger.error("\(finding.message)", metadata: finding.metadata) }
+        return refuseReload(first.message)
+      }
       adopt(new)
+      finishReload(nil)
       logger.notice(
         "configuration reloaded\(hadFile ? " from \(source.path)" : ""), \(new.shareCount)",
         metadata: .of(.reloaded))
     } catch {
       error.log(to: logger, as: .reloadRefused)
-      logger.error(
-        "reload refused: the configuration from before stays in force",
-        metadata: .of(.reloadRefused))
+      refuseReload(error.issues.first?.text(file: error.file) ?? "the configuration is wrong")
     }
+  }
+
+  private func refuseReload(_ reason: String) {
+    logger.error(
+      "reload refused: the configuration from before stays in force",
+      metadata: .of(.reloadRefused))
+    finishReload(reason)
+  }
+
+  private func finishReload(_ refusal: String?) {
+    hub.reloads += 1
+    hub.reloadError = refusal
     ServiceManager.ready(status: status?.current() ?? "")
   }
 
@@ -154,6 +182,14 @@ extension ConfigurationRefused {
       metadata[.configKey] = issue.key
       logger.error("\(issue.text(file: file))", metadata: metadata)
     }
+  }
+}
+
+extension HiddenShares.Finding {
+  fileprivate var metadata: Logger.Metadata {
+    var metadata = Logger.Metadata.of(.shareHidden)
+    metadata[.share] = share
+    return metadata
   }
 }
 

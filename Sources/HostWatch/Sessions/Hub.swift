@@ -13,6 +13,11 @@ public final class Hub {
   /// May be changed at any time; sessions that exist keep what they have.
   public var limits: Limits
 
+  /// Reloads of the configuration that are done, refused ones too, and why the
+  /// last one was refused; for STATUS.
+  public var reloads: UInt64 = 0
+  public var reloadError: String?
+
   let loop: any EventLoop
   let report: (Diagnostic) -> Void
   let receiver = PacketReceiver()

@@ -15,6 +15,8 @@ enum MessageID: String, CaseIterable, Sendable {
   case startFailed = "334f41a5a338499da3f133439239e32f"
   case suppressed = "fac9a26906434352a5eddd2d202bdc45"
   case queueLimited = "a82cbfcf16aa4d498034ba76de3a8904"
+  case shareHidden = "c2404c2dd4a94fc7a106acbe79e761a1"
+  case notProgressing = "232bd5265389458b8bc0ecfa66e2c033"
   // What the library reports.
   case shareReady = "66cb54e4cfe341b1a8304217dd1f4482"
   case shareUnavailable = "d5c97e913fe0475cad6dcedd15f9b038"
