@@ -42,7 +42,7 @@ enum HiddenShares {
         : "remove \(hidden.mountPoint) from InaccessiblePaths="
     }
     if hidden.mountPoint == "/dev" { return "set PrivateDevices=no" }
-    if hidden.type == "tmpfs" {
+    if hidden.type == "tmpfs" && hidden.root == "/" {
       return isHome
         ? "set ProtectHome=read-only, or remove \(hidden.mountPoint) from TemporaryFileSystem="
         : "remove \(hidden.mountPoint) from TemporaryFileSystem="
