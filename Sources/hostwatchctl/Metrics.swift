@@ -48,7 +48,8 @@ struct MetricsText {
   private(set) var text = ""
 
   init(_ status: JSON) {
-    family("up_seconds", "gauge", "Time since the daemon started.", [([], status["uptime_seconds"])])
+    family(
+      "up_seconds", "gauge", "Time since the daemon started.", [([], status["uptime_seconds"])])
     let totals = status["totals"]
     family("sessions", "gauge", "Sessions attached.", [([], totals["sessions"])])
     family("nodes", "gauge", "Objects registered by all sessions.", [([], totals["nodes"])])
@@ -106,7 +107,8 @@ struct MetricsText {
       "share_ready", "gauge", "Whether the share is watched.",
       rows.map { (labels($0), .number($0["state"].text == "ready" ? 1 : 0)) })
     family(
-      "share_sessions", "gauge", "Sessions on the share.", rows.map { (labels($0), $0["sessions"]) })
+      "share_sessions", "gauge", "Sessions on the share.", rows.map { (labels($0), $0["sessions"]) }
+    )
   }
 
   private mutating func sessions(_ rows: [JSON]) {
@@ -142,7 +144,8 @@ struct MetricsText {
     return "hostwatch_\(name)"
   }
 
-  private mutating func family(_ name: String, _ type: String, _ help: String, _ samples: [Sample]) {
+  private mutating func family(_ name: String, _ type: String, _ help: String, _ samples: [Sample])
+  {
     let known = samples.compactMap { sample -> ([Label], String)? in
       guard case .number(let digits) = sample.value else { return nil }
       return (sample.labels, digits)

@@ -71,11 +71,9 @@ final class Daemon {
     hub.setShares(configuration.shares)
     for listener in listeners { try hub.serve(OwnedDescriptor(listener)) }
     let hub = self.hub
-    watchdog = try Watchdog(loop: loop, observe: { hub.queueObservations }) { [unowned self] in
-      logger.error(
-        "events of filesystem \($0 >> 8):\($0 & 0xff) wait and are not read; the watchdog is not fed",
-        metadata: .of(.notProgressing))
-    }
+    watchdog = try Watchdog(
+      loop: loop, observe: { hub.queueObservations },
+      stalled: { [unowned self] in logStalled($0) })
     let status = try StatusReporter(loop: loop) { hub.figures }
     self.status = status
     logger.notice(
@@ -97,6 +95,13 @@ final class Daemon {
     ServiceManager.stopping()
     logger.info("\(signal): stopping", metadata: .of(.stopping))
     hub.shutDown { [loop] in loop.exit(0) }
+  }
+
+  private func logStalled(_ device: UInt64) {
+    let number = "\(gnu_dev_major(dev_t(device))):\(gnu_dev_minor(dev_t(device)))"
+    logger.error(
+      "events of filesystem \(number) wait and are not read; the watchdog is not fed",
+      metadata: .of(.notProgressing))
   }
 
   private func reload() {

@@ -37,8 +37,8 @@ enum MountTable {
         let device = device(fields[2])
       else { return nil }
       return Entry(
-        id: id, parent: parent, device: device, root: unescape(fields[3]), mountPoint: unescape(fields[4]),
-        type: type(in: fields[5]))
+        id: id, parent: parent, device: device, root: unescape(fields[3]),
+        mountPoint: unescape(fields[4]), type: type(in: fields[5]))
     }
   }
 
