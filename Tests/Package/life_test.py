@@ -161,6 +161,11 @@ class Life(unittest.TestCase):
             self.assertIn(version, inside(program, "--version").stdout)
         self.assertIn('"version"', inside("hostwatchctl", "status", "--json").stdout)
         self.assertEqual(inside("dpkg", "--verify", "hostwatchd", "libhostwatch0").stdout, "")
+        Life.messages = set()
+        for catalog in (ROOT / "usr/lib/systemd/catalog").glob("hostwatch*.catalog"):
+            Life.messages |= set(re.findall(r"^-- ([0-9a-f]{32})$", catalog.read_text(), re.M))
+        listed = inside("journalctl", "--list-catalog").stdout
+        self.assertEqual({message for message in Life.messages if message not in listed}, set())
 
     def test_2_serves_what_the_administrator_configures(self):
         with open(f"{ROOT}{CONFIG}", "a", encoding="utf-8") as file:
@@ -185,6 +190,9 @@ class Life(unittest.TestCase):
             while not stop.is_set() or len(written) < 2000:
                 (share / f"load-{len(written)}").touch()
                 written.append(f"load-{len(written)}")
+                # The kernel's queue, which cannot be raised here, has to hold what
+                # happens while no daemon reads, however slow the machine is.
+                time.sleep(0.0005)
         writer = threading.Thread(target=write)
         writer.start()
         try:
@@ -203,6 +211,8 @@ class Life(unittest.TestCase):
         self.assertEqual(pathlib.Path(f"{ROOT}{CONFIG}").read_text(), configuration)
         follower.finish()
 
+        print(f"upgrade: {done} files made meanwhile, {len(written)} in all, "
+              f"{len(follower.created)} told in {follower.sessions} session(s)", flush=True)
         self.assertGreater(done, 0)
         self.assertEqual(len(set(follower.created)), len(follower.created), "an event came twice")
         if int(show("FileDescriptorStoreMax")) > 0:
@@ -246,6 +256,8 @@ class Life(unittest.TestCase):
         changed = [path for path in after if after[path] != self.before[path]]
         self.assertEqual(changed, [])
         self.assertNotIn("hostwatch", (ROOT / "etc/group").read_text())
+        listed = inside("journalctl", "--list-catalog").stdout
+        self.assertEqual({message for message in Life.messages if message in listed}, set())
         self.assertEqual(inside("dpkg", "--audit").stdout, "")
 
     def starts(self):
