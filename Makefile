@@ -20,7 +20,9 @@ build:
 #: make release           optimised build that needs no Swift runtime on the host
 release:
 	$(SWIFT) build -c release --static-swift-stdlib --disable-local-rpath \
-	  -Xlinker --gc-sections -Xlinker -s -Xlinker -z -Xlinker now
+	  -Xlinker --gc-sections -Xlinker -s -Xlinker -z -Xlinker now \
+	  -Xcc -ffile-prefix-map=$(CURDIR)=. -Xcxx -ffile-prefix-map=$(CURDIR)=. \
+	  -Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=.
 
 #: make test              every test; installs missing packages, as root; without
 #:                        root it says what it left out
