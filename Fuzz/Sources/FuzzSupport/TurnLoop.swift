@@ -77,7 +77,8 @@ public final class TurnLoop: EventLoop {
   private func dispatchReady() -> Bool {
     let before = sources
     var polled = before.map {
-      pollfd(fd: $0.descriptor, events: Int16(truncatingIfNeeded: $0.readiness.rawValue), revents: 0)
+      pollfd(
+        fd: $0.descriptor, events: Int16(truncatingIfNeeded: $0.readiness.rawValue), revents: 0)
     }
     guard poll(&polled, nfds_t(polled.count), 0) > 0 else { return false }
     var didSomething = false
