@@ -134,7 +134,8 @@ extension ClientCore {
         state.step.isRejoining = false
         return nil
       }
-      if state.step.isJoined, Syscall.monotonicMicroseconds() > state.step.joinedAt + Self.longestDelay {
+      let now = Syscall.monotonicMicroseconds()
+      if state.step.isJoined, now > state.step.joinedAt + Self.longestDelay {
         state.step.delay = 0
       }
       state.step.isJoined = false
