@@ -25,6 +25,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/timerfd.h>
 
 #define MILLISECOND INT64_C(1000000)
@@ -252,6 +253,42 @@ static void schedule(struct hostwatch *h)
 		h->back_off = BACK_OFF_MAX;
 }
 
+/* Nobody registers the root, so nobody else asks whether it has changed. Whoever
+ * named a share has no descriptor of it here: then it may have. */
+static bool root_may_have_changed(const struct hostwatch *h)
+{
+	struct stat st;
+
+	if (h->root_fd < 0 || fstat(h->root_fd, &st) < 0)
+		return true;
+	return st.st_ctim.tv_sec > h->since.tv_sec ||
+	       (st.st_ctim.tv_sec == h->since.tv_sec &&
+		st.st_ctim.tv_nsec > h->since.tv_nsec);
+}
+
+/* Queues a RECHECK of the root, as the daemon would make it. */
+static bool recheck_root(struct hostwatch *h)
+{
+	const struct {
+		struct hw_events events;
+		struct hw_record record;
+	} packet = {
+		.events = { .header = { .size = sizeof(packet),
+					.type = HW_EVENTS },
+			    .count = 1 },
+		.record = { .size = sizeof(packet.record),
+			    .flags = HW_RECHECK,
+			    .mask = HW_ISDIR,
+			    .node = h->session.root },
+	};
+	struct hwc_item *item =
+		hwc_item(HOSTWATCH_EVENT, 0, &packet, sizeof(packet));
+
+	if (item)
+		hwc_enqueue(h, item);
+	return item;
+}
+
 /* Sends the SYNC whose answer says that the session is in step. */
 static int send_joining_sync(struct hostwatch *h)
 {
@@ -296,6 +333,8 @@ static int join(struct hostwatch *h)
 		return 0; /* lost again: it is tried again */
 	if (r < 0)
 		return hwc_error(r, "the nodes could not be registered again");
+	if (root_may_have_changed(h) && !recheck_root(h))
+		return hwc_error(-ENOMEM, "no memory");
 	return send_joining_sync(h);
 }
 

@@ -156,6 +156,14 @@ static void lost_connection(void)
 	CHECK_TEXT(event.text, "hostwatchd closed the connection");
 	expect_next(h, HOSTWATCH_DISCONNECTED);
 	expect_next(h, HOSTWATCH_CONNECTED);
+	/* Of the root, which nobody registers: the library's own. */
+	CHECK_INT(hostwatch_next(h, &event, 20000), 1);
+	CHECK_INT(event.kind, HOSTWATCH_EVENT);
+	CHECK_INT(event.sequence, 0);
+	CHECK_INT(event.flags, HW_RECHECK);
+	CHECK_INT(event.mask, HW_ISDIR);
+	CHECK_INT(event.node.nodeid, 1);
+	CHECK_INT(event.name_size, 0);
 	expect_next(h, HOSTWATCH_EVENT);
 	expect_next(h, HOSTWATCH_IN_STEP);
 	expect_next(h, HOSTWATCH_EVENT);
@@ -175,8 +183,8 @@ static void lost_connection_polled(void)
 		HOSTWATCH_EVENT,	HOSTWATCH_EVENT,
 		HOSTWATCH_EVENT,	HOSTWATCH_OUT_OF_STEP,
 		HOSTWATCH_DISCONNECTED, HOSTWATCH_CONNECTED,
-		HOSTWATCH_EVENT,	HOSTWATCH_IN_STEP,
-		HOSTWATCH_EVENT,
+		HOSTWATCH_EVENT,	HOSTWATCH_EVENT,
+		HOSTWATCH_IN_STEP,	HOSTWATCH_EVENT,
 	};
 	struct moments moments = { 0 };
 	struct server server = { .nodeid = 4 };
@@ -386,6 +394,7 @@ static void detached(unsigned int reason)
 		CHECK_INT(hostwatch_reconnect(h), 0);
 	}
 	expect_next(h, HOSTWATCH_CONNECTED);
+	expect_next(h, HOSTWATCH_EVENT);
 	expect_next(h, HOSTWATCH_IN_STEP);
 	hostwatch_close(h);
 	fake_stop(&fake);
@@ -464,6 +473,7 @@ static void away(void)
 	CHECK(now_ms() - start >= 200);
 	CHECK_INT(rename(aside, fake.path), 0);
 	expect_next(h, HOSTWATCH_CONNECTED);
+	expect_next(h, HOSTWATCH_EVENT);
 	expect_next(h, HOSTWATCH_IN_STEP);
 	hostwatch_close(h);
 	fake_stop(&fake);
@@ -507,7 +517,7 @@ static void shutdown_wakes(void)
 
 /* Threads that look up and forget while the daemon comes and goes. */
 
-enum { nodes_total = 512, threads = 4, rounds = 12, lookups = 400 };
+enum { nodes_total = 512, threads = 4, rounds = 7, lookups = 400 };
 
 struct table {
 	pthread_mutex_t lock;
@@ -543,11 +553,12 @@ static void coming_and_going(int fd, unsigned int connection, void *argument)
 	struct table *table = argument;
 	struct packet packet;
 	/* Sooner and later: in the callback, in the SYNC, in step. */
-	unsigned int left = connection + 1 < rounds ? 5 + 40 * (connection % 4)
+	unsigned int left = connection + 1 < rounds ? 5 + 400 * (connection % 4)
 						   : UINT32_MAX;
 
 	for (int i = 0; i < nodes_total; i++)
 		table->registered[i] = 0;
+	table->last = connection + 1 == rounds;
 	fake_grant(fd);
 	while (left-- && fake_receive(fd, &packet))
 		take_requests(fd, &packet, table);
@@ -583,7 +594,7 @@ static void *look_up_and_forget(void *argument)
 	unsigned int seed = (unsigned int)table->number++;
 	const int first = (int)seed * (nodes_total / threads);
 
-	for (int i = 0; i < lookups; i++) {
+	for (int i = 0; i < lookups || !table->last; i++) {
 		const int at = first + rand_r(&seed) % (nodes_total / threads);
 		const struct hw_node node = { (uint64_t)at + 2, 1 };
 		bool held;

@@ -56,6 +56,8 @@ struct hostwatch;
  * through the server's table of nodes, opens each and registers it, best many
  * at a time. Meanwhile:
  *
+ * - The root is not registered, being so from the start. If it may have changed,
+ *   the library makes an event with HW_RECHECK for it (sequence 0).
  * - What it cannot open any more (ENOENT, ESTALE) is gone: the server does what
  *   it would do for HW_DELETE_SELF. What the daemon refuses (a status) is not
  *   followed: the server must not cache it, or lets its clients look it up anew.

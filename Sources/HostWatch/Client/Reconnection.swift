@@ -1,3 +1,5 @@
+import CFanotify
+import CHostWatch
 import Glibc
 
 extension HostWatchClient {
@@ -37,6 +39,9 @@ extension HostWatchClient {
     /// throws `.disconnected`; one takes a node out of the table before it
     /// forgets it. This function looks into the table again after it has
     /// registered a node, and forgets what is not there any more.
+    ///
+    /// The root is registered from the start. If it may have changed, the client
+    /// makes a `.recheck` record for it (sequence 0).
     ///
     /// If it throws, or the connection is lost, everything begins anew with the
     /// same `since`.
@@ -162,9 +167,43 @@ extension ClientCore {
       throw .disconnected
     }
     guard state.withLock({ $0.connection === connection }) else { throw .disconnected }
+    if rootMayHaveChanged(since) { recheckRoot(connection) }
     guard case .synced = try await perform(.sync, joining: moment) else {
       throw .unexpectedReply
     }
+  }
+
+  /// Nobody registers the root, so nobody else asks whether it has changed. Who
+  /// named a share has no descriptor of it: then it may have.
+  private func rootMayHaveChanged(_ since: HostWatchClient.Moment) -> Bool {
+    guard case .directory(let descriptor) = attachment.root,
+      let status = try? Syscall.status(of: descriptor)
+    else { return true }
+    return status.ctime.isLater(
+      than: Timestamp(seconds: since.seconds, nanoseconds: since.nanoseconds))
+  }
+
+  /// A RECHECK of the root, as the daemon would make it.
+  private func recheckRoot(_ connection: Client.Connection) {
+    let size = MemoryLayout<hw_events>.size + MemoryLayout<hw_record>.size
+    let events = hw_events(
+      header: hw_header(size: UInt32(size), type: UInt16(HW_EVENTS), flags: 0, unique: 0),
+      count: 1, reserved: 0)
+    let root = hw_node(nodeid: NodeID.root.nodeid, generation: NodeID.root.generation)
+    var record = hw_record()
+    record.size = UInt32(MemoryLayout<hw_record>.size)
+    record.flags = UInt32(HW_RECHECK)
+    record.mask = EventMask.isDirectory.rawValue
+    record.node = root
+    var packet: [UInt8] = []
+    unsafe withUnsafeBytes(of: events) { unsafe packet.append(contentsOf: $0) }
+    unsafe withUnsafeBytes(of: record) { unsafe packet.append(contentsOf: $0) }
+    let ready = state.withLock { state -> [Ready] in
+      guard state.connection === connection else { return [] }
+      state.buffer.push(HostWatchClient.RecordBatch(checked: packet))
+      return serve(&state)
+    }
+    for (waiter, event) in ready { waiter.continuation.resume(returning: event) }
   }
 
   /// Everything is registered, or needs not be: `.inStep` is next.
