@@ -3,11 +3,15 @@
 SWIFT ?= swift
 DESTDIR ?=
 PREFIX ?= /usr
+LIBDIR ?= $(PREFIX)/lib
 
-.PHONY: help build release test soak demo install install-packages format lint clean
+include packaging/library.mk
+
+.DEFAULT_GOAL = help
+.PHONY: help build release test soak demo install uninstall deb install-packages format lint clean
 
 help:
-	@sed -n 's/^#: //p' Makefile
+	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
 
 #: make build             debug build
 build:
@@ -15,7 +19,10 @@ build:
 
 #: make release           optimised build that needs no Swift runtime on the host
 release:
-	$(SWIFT) build -c release --static-swift-stdlib -Xlinker --gc-sections -Xlinker -s
+	$(SWIFT) build -c release --static-swift-stdlib --disable-local-rpath \
+	  -Xlinker --gc-sections -Xlinker -s -Xlinker -z -Xlinker now \
+	  -Xcc -ffile-prefix-map=$(CURDIR)=. -Xcxx -ffile-prefix-map=$(CURDIR)=. \
+	  -Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=.
 
 #: make test              every test; installs missing packages, as root; without
 #:                        root it says what it left out
@@ -35,9 +42,18 @@ demo:
 install-packages:
 	scripts/install-packages
 
-#: make install           installs the release build; DESTDIR= and PREFIX= are heeded
-install: release
-	scripts/install "$(DESTDIR)" "$(PREFIX)"
+#: make install           installs the release build and the C library; heeds
+#:                        DESTDIR=, PREFIX= and LIBDIR=
+install: release library
+	scripts/install "$(DESTDIR)" "$(PREFIX)" "$(LIBDIR)"
+
+#: make uninstall         takes that away again, but not the configuration
+uninstall:
+	scripts/install --uninstall "$(DESTDIR)" "$(PREFIX)" "$(LIBDIR)"
+
+#: make deb               Debian packages in .build/deb; installs missing packages
+deb: install-packages release library
+	scripts/make-deb
 
 #: make format            formats the Swift sources
 format:

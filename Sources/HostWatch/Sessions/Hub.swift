@@ -8,8 +8,6 @@ import Glibc
 /// get what happens on their filesystems. Everything runs on the loop's
 /// thread; nothing here blocks for longer than a lookup in a filesystem.
 public final class Hub {
-  public static let version = "0.1.0"
-
   /// May be changed at any time; sessions that exist keep what they have.
   public var limits: Limits
 
