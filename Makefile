@@ -8,7 +8,7 @@ LIBDIR ?= $(PREFIX)/lib
 include packaging/library.mk
 
 .DEFAULT_GOAL = help
-.PHONY: help build release test soak demo install uninstall deb install-packages format lint clean
+.PHONY: help build release test soak fuzz demo install uninstall deb install-packages format lint clean
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ test: install-packages
 #: make soak MINUTES=10   random histories and hostile clients for so long (root)
 soak: build
 	scripts/soak $(MINUTES)
+
+#: make fuzz SECONDS=60   the fuzzers, each for so long (root for one of them)
+fuzz:
+	scripts/fuzz $(or $(SECONDS),60)
 
 #: make demo              shows the daemon at work on a scratch filesystem; installs
 #:                        missing packages and builds (root)
@@ -57,11 +61,11 @@ deb: install-packages release library
 
 #: make format            formats the Swift sources
 format:
-	$(SWIFT) format --in-place --recursive Sources Tests Package.swift
+	$(SWIFT) format --in-place --recursive Sources Tests Fuzz/Sources Fuzz/Package.swift Package.swift
 
 #: make lint              checks their format
 lint:
-	$(SWIFT) format lint --strict --recursive Sources Tests Package.swift
+	$(SWIFT) format lint --strict --recursive Sources Tests Fuzz/Sources Fuzz/Package.swift Package.swift
 
 #: make clean             removes what was built
 clean:

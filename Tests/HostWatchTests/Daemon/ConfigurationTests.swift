@@ -249,6 +249,15 @@ let testAccounts = Accounts(
     #expect(message.hasPrefix("t.toml:\(line): column "))
   }
 
+  /// The parser would abort the process: found by fuzzing.
+  @Test(arguments: [
+    ("[$", 1), ("[[ ?]]", 1), ("\n[", 2), ("[daemon]\nsocket = [}", 2), ("x = [1,\n}", 2),
+  ])
+  func gapsAreRefusedBeforeTheParserSeesThem(_ text: String, _ line: Int) throws {
+    let message = try #require(errors(text).first)
+    #expect(message.hasPrefix("t.toml:\(line): a bracket is followed by neither"))
+  }
+
   @Test func hostAccountsAreFound() {
     #expect(Accounts.host.user("root") == 0)
     #expect(Accounts.host.group("root") == 0)
