@@ -125,6 +125,7 @@ struct ConfigurationReader {
       ("sessions-per-user", Range.sessions, \.sessionsPerUser),
       ("nodes-per-session", Range.nodes, \.nodesPerSession),
       ("nodes-per-session-unprivileged", Range.nodes, \.nodesPerSessionUnprivileged),
+      ("descriptors-per-user", Range.descriptors, \.descriptorsPerUser),
     ]
     for (key, range, field) in numbers {
       guard let number = section.integer(key, in: range) else { continue }
