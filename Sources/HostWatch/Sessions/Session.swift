@@ -42,19 +42,19 @@ import Glibc
   var user: UserAccount
 
   /// Replies from before INIT was granted; they go before the queue.
-  private var early: [[UInt8]] = []
-  private var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
+  var early: [[UInt8]] = []
+  var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
   private(set) var isEnded = false
-  private var hasLeft = false
-  private var ownProcess: (pidfd: DescriptorList, source: any LoopSource)?
+  var hasLeft = false
+  var ownProcess: (pidfd: DescriptorList, source: any LoopSource)?
   /// The connection is closed once everything queued has been sent.
-  private var isClosing = false
+  var isClosing = false
   private var wantsWritable = false
   private var isInputPaused = false
   var resync: Resync?
   /// Since when records are being dropped.
   var losingSince: Timestamp?
-  private(set) var lostCount: UInt64 = 0
+  var lostCount: UInt64 = 0
 
   init(
     id: UInt64, socket: consuming OwnedDescriptor, peer: PeerIdentity, user: UserAccount, hub: Hub
@@ -287,7 +287,7 @@ import Glibc
   }
 
   /// What was queued before its end is its own still.
-  private func ownProcessEnded() {
+  func ownProcessEnded() {
     ownProcess?.source.cancel()
     ownProcess = nil
     filesystem?.drain()
