@@ -272,13 +272,17 @@ import Glibc
       if number == -ESRCH { filesystem?.router.forgetOwnProcess(slot: slot) }
       return
     }
+    watchOwnProcess(OwnedDescriptor(number))
+  }
+
+  func watchOwnProcess(_ pidfd: consuming OwnedDescriptor) {
+    let list = DescriptorList([pidfd.take()])
     do throws(SystemError) {
-      let source = try hub.loop.watch(number, for: .readable, priority: .normal) {
+      let source = try hub.loop.watch(list.numbers[0], for: .readable, priority: .normal) {
         [unowned self] _ in ownProcessEnded()
       }
-      ownProcess = (DescriptorList([number]), source)
+      ownProcess = (list, source)
     } catch {
-      _ = close(number)
       hub.report(
         Diagnostic(
           .other, .warning, "A client's process cannot be watched: \(error).", session: id,
