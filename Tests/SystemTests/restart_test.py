@@ -11,7 +11,7 @@ import time
 import unittest
 
 import systemd_test
-from hostwatch import (CREATE, DELETE, NODES, RECHECK, RENAME, SYNC, TREE, Client, Detached,
+from hostwatch import (CORRECTED, CREATE, DELETE, NODES, RECHECK, RENAME, SYNC, TREE, Client, Detached,
                        HungUp, Lost, Record, Resynced, read_while, register_entry)
 from model import TreeModel
 from systemd_test import (CONFIG, DAEMON, SERVICE, SOCKET, SystemdTest, drop_in, eventually,
@@ -20,6 +20,7 @@ from systemd_test import (CONFIG, DAEMON, SERVICE, SOCKET, SystemdTest, drop_in,
 STAND_IN = pathlib.Path(__file__).resolve().with_name("stand_in.py")
 FILES = 30000
 RESTARTS = 6
+MANY = 12000
 
 systemd_test.MESSAGE_IDS |= {
     "handed over": "9056c0b0a3e54d6ea6a0b5eece5443b3",
@@ -48,9 +49,8 @@ for line in sys.stdin:
         if i == count // 2:
             os.rename(f"x{k}", f"b{k}/y{k}")
         if i % 100 == 0:
-            place = f"x{k}" if i <= count // 2 else f"b{k}/y{k}"
+            place = f"x{k}" if i < count // 2 else f"b{k}/y{k}"
             open(f"{place}/g{i}", "w").close()
-    print(k, flush=True)
 """
 
 
@@ -104,11 +104,10 @@ class Storm(RestartTest):
         """A NODES session that is in a resync, with a SYNC that waits for it: it stopped
         reading, lost records, and stopped reading again once it was told so."""
         os.mkdir(self.path("many"))
-        count = 12000
-        for i in range(count):
+        for i in range(MANY):
             open(self.path("many", str(i)), "w").close()
         client = self.client(NODES, queue_limit=65536)
-        for start in range(0, count, 250):
+        for start in range(0, MANY, 250):
             fds = [os.open(self.path("many", str(i)), os.O_PATH)
                    for i in range(start, start + 250)]
             entries = [register_entry(i + 2, 1) for i in range(start, start + 250)]
@@ -118,13 +117,17 @@ class Storm(RestartTest):
         client.take()
         # ctimes have to be later than the last moment at which nothing was missing.
         time.sleep(0.02)
-        for i in range(count):
+        for i in range(MANY):
             os.chmod(self.path("many", str(i)), 0o600)
-        client.wait_for(Lost)
-        return client, client.send(SYNC), count
+        # All of that is read before the client reads: it loses once.
+        self.client().sync()
+        before = client.wait_for(Lost)
+        return client, client.send(SYNC), {r.node for r in before if isinstance(r, Record)}
 
     def assert_once(self, records, files):
-        """Each file's CREATE, RENAME and DELETE, once."""
+        """Each file's CREATE, RENAME and DELETE, once. What the daemon worked out itself
+        may come beside the kernel's own record, restarted or not."""
+        records = [r for r in records if not r.flags & CORRECTED]
         for kind, name, wanted in (
                 (CREATE, lambda r: r.name.startswith(b"f"), files),
                 (RENAME, lambda r: r.name.startswith(b"f"), files),
@@ -132,7 +135,9 @@ class Storm(RestartTest):
             seen = collections.Counter(
                 (r.dir, r.name) for r in records if r.mask & kind and name(r))
             self.assertEqual(len(seen), wanted, kind)
-            self.assertEqual(set(seen.values()), {1}, kind)
+            twice = [key for key, count in seen.items() if count > 1]
+            story = [str(r) for r in records if (r.dir, r.name) in twice[:2]]
+            self.assertFalse(twice, f"{len(twice)} of {len(seen)}: {story}")
 
     def test_six_restarts(self):
         systemctl("start", SERVICE)
@@ -144,7 +149,7 @@ class Storm(RestartTest):
         for client in nodes, slow:
             for k in range(RESTARTS):
                 self.assertEqual(client.register_path(self.path(f"b{k}"), 10 + k), 0)
-        losing, unique, many = self.losing_client()
+        losing, unique, before = self.losing_client()
         storm = self.start_storm(FILES // RESTARTS)
         pids = {self.pid()}
         for k in range(RESTARTS):
@@ -162,14 +167,15 @@ class Storm(RestartTest):
         for client in nodes, slow:
             records = client.records()
             self.assert_once(records, FILES)
-            self.assertFalse([r for r in records if r.flags])
+            self.assertFalse([r for r in records if r.flags & RECHECK])
         reply = losing.wait_reply(unique, 60)
         self.assertEqual(reply.error, 0)
         end = losing.inbox[-1]
         self.assertIsInstance(end, Resynced)
-        self.assertEqual(end.checked, many + 1)
-        told = {r.node for r in losing.inbox if isinstance(r, Record) and r.flags & RECHECK}
-        self.assertEqual(len(told), many)
+        self.assertEqual(end.checked, MANY + 1)
+        told = [r.node for r in losing.inbox if isinstance(r, Record) and r.flags & RECHECK]
+        self.assertEqual(len(told), len(set(told)))
+        self.assertGreaterEqual(before | set(told), {(i + 2, 1) for i in range(MANY)})
         self.assertEqual(len(self.journal.entries("taken up")), RESTARTS)
         self.assertEqual(self.journal.entries("hand-over failed"), [])
 
@@ -234,7 +240,8 @@ class HandOver(RestartTest):
         self.assertEqual(tree.check(), "")
         made = [r.name for r in tree.history if isinstance(r, Record) and r.mask & CREATE]
         self.assertEqual(made, [b"new", b"b", b"deep"])
-        self.assertTrue(echoing.records() or True)
+        # The process whose changes are its own still is this one.
+        self.assertEqual([r for r in echoing.records() if not r.flags & RECHECK], [])
 
     def test_stop_is_told_and_empties_the_store(self):
         systemctl("start", SERVICE)
@@ -312,10 +319,12 @@ class HandOver(RestartTest):
 
     def test_own_socket_keeps_what_waits(self):
         # Without the socket unit the daemon binds the socket itself.
-        drop_in("[Unit]\nWants=\nAfter=\n[Service]\nSockets=\n", "50-nosocket")
         CONFIG.write_text(CONFIG.read_text() + '[daemon]\nsocket = "/run/own.sock"\n')
-        systemctl("mask", "--runtime", "hostwatchd.socket")
-        self.addCleanup(systemctl, "unmask", "--runtime", "hostwatchd.socket")
+        unit = systemd_test.UNITS / "hostwatchd.socket"
+        aside = unit.with_name("aside")
+        unit.rename(aside)
+        self.addCleanup(aside.rename, unit)
+        systemctl("daemon-reload")
         systemctl("start", SERVICE)
         self.assertEqual(show("NFileDescriptorStore"), "2")
         old = Client("/run/own.sock")
