@@ -174,7 +174,8 @@ class Storm(RestartTest):
         self.assertIsInstance(end, Resynced)
         self.assertEqual(end.checked, MANY + 1)
         told = [r.node for r in losing.inbox if isinstance(r, Record) and r.flags & RECHECK]
-        self.assertEqual(len(told), len(set(told)))
+        # A second loss before the restarts starts it over, and tells some twice.
+        self.assertGreaterEqual(len(told), end.reported)
         self.assertGreaterEqual(before | set(told), {(i + 2, 1) for i in range(MANY)})
         self.assertEqual(len(self.journal.entries("taken up")), RESTARTS)
         self.assertEqual(self.journal.entries("hand-over failed"), [])
