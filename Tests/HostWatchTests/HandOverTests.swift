@@ -92,7 +92,7 @@ struct HandOverTests {
     let bytes = HandOverEncoder.encode(state)
     #expect(try HandOverDecoder.decode(bytes, descriptors: 9) == state)
     var count = 0
-    state.sessions[1].attachment?.registrations.forEach { header, handle in
+    state.sessions[1].attachment?.registrations.visit { header, handle in
       count += 1
       #expect(header.nodeid == UInt64(count))
       #expect(handle == Self.handle(UInt8(count), count: UInt32(count * 8)))

@@ -189,7 +189,7 @@ struct PackedRegistrations: Equatable {
   }
 
   /// Each registration, in order, until `body` throws.
-  func forEach<Failure: Error>(
+  func visit<Failure: Error>(
     _ body: (_ header: Header, _ handle: FileHandle) throws(Failure) -> Void
   ) throws(Failure) {
     var offset = 0

@@ -27,6 +27,7 @@ public struct Diagnostic: Sendable {
     case filesystemFailed
     case queueSizeLimited
     case takeUpFailed
+    case descriptorsLimited
     case other
   }
 

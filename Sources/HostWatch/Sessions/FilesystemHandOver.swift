@@ -13,8 +13,8 @@ extension WatchedFilesystem {
   /// with the queue as it then is. When that cannot be had in time,
   /// sessions are told that they lost something.
   func finishForHandOver(deadline: UInt64) {
-    repeat { drain() } while reconciler.isOpen && !hasFailed
-      && Syscall.monotonicMicroseconds() < deadline
+    drain()
+    while reconciler.isOpen, !hasFailed, Syscall.monotonicMicroseconds() < deadline { drain() }
     if reconciler.isOpen || hasFailed {
       for session in Array(sessions.values) {
         session.lose(UInt32(HW_LOST_RESTART), since: lastEmpty)

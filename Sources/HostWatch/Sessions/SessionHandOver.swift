@@ -101,6 +101,7 @@ extension Session {
     // All that had been read has been said: they wait for a resync alone.
     pendingSyncs = attachment.syncs.map { ($0, 0) }
     if !pendingSyncs.isEmpty { filesystem.syncing.append(self) }
+    hasLostProcess = attachment.ownPID == 0
     if let pidfd = descriptors.take(attachment.ownProcess) { watchOwnProcess(pidfd) }
   }
 
@@ -123,7 +124,7 @@ extension Session {
     let router = filesystem.router
     identities = IdentityIndex(seed: router.nodes.seed)
     var unchecked: [UInt32] = []
-    try packed.forEach { header, handle throws(HandOverError) in
+    try packed.visit { header, handle throws(HandOverError) in
       let id = NodeID(nodeid: header.nodeid, generation: header.generation)
       let isKnown = handle.withView { router.nodes.registration(of: $0, session: slot) } != 0
       guard !isKnown, identities.find(id, in: router.nodes) == 0 else {

@@ -35,6 +35,7 @@ enum MessageID: String, CaseIterable, Sendable {
   case filesystemDetached = "62d3e8b993394bbcb3ad59a7ab275ab3"
   case filesystemFailed = "d5eaa19626de452da3f257e7daf5c264"
   case takeUpFailed = "07b0f3a251834109aedca22cdfc58832"
+  case descriptorsLimited = "72920899746c4520856e701c75f91e9a"
 
   /// The id under which a diagnostic is logged; `other` has none.
   init?(_ kind: Diagnostic.Kind) {
@@ -54,6 +55,7 @@ enum MessageID: String, CaseIterable, Sendable {
     case .filesystemFailed: self = .filesystemFailed
     case .queueSizeLimited: self = .queueLimited
     case .takeUpFailed: self = .takeUpFailed
+    case .descriptorsLimited: self = .descriptorsLimited
     case .other: return nil
     }
   }
