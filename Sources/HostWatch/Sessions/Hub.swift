@@ -15,6 +15,8 @@ public final class Hub {
   /// last one was refused; for STATUS.
   public var reloads: UInt64 = 0
   public var reloadError: String?
+  /// Where groups are kept beyond the process's end; nil: nowhere.
+  public var store: (any DescriptorStore)?
 
   let loop: any EventLoop
   let report: (Diagnostic) -> Void
@@ -22,13 +24,13 @@ public final class Hub {
   let started = Syscall.monotonicMicroseconds()
   var filesystems: [UInt64: WatchedFilesystem] = [:]
   var shares: [Share] = []
-  private(set) var sessions: [UInt64: Session] = [:]
-  private var users: [UInt32: UserAccount] = [:]
-  private var listeners: [(descriptor: Int32, source: any LoopSource)] = []
+  var sessions: [UInt64: Session] = [:]
+  var users: [UInt32: UserAccount] = [:]
+  var listeners: [(descriptor: Int32, source: any LoopSource)] = []
   var mountTable: (descriptor: Int32, source: any LoopSource)?
   private var housekeeping: (any LoopTimer)?
   private var resyncTimer: (any LoopTimer)?
-  private var nextSession: UInt64 = 1
+  var nextSession: UInt64 = 1
   /// What sessions that ended have had.
   var pastLost: UInt64 = 0
   var pastEvents: UInt64 = 0
@@ -140,7 +142,7 @@ public final class Hub {
     }
   }
 
-  private static func groups(of socket: Int32) -> [UInt32] {
+  static func groups(of socket: Int32) -> [UInt32] {
     var groups = [gid_t](repeating: 0, count: 64)
     while true {
       let count = unsafe groups.withUnsafeMutableBufferPointer {
