@@ -210,7 +210,7 @@ final class WatchedFilesystem {
     let now = Syscall.monotonicMicroseconds()
     if now - lastDrain < delay {
       isWaiting = true
-      source?.setReadiness([])
+      source?.pause()
       timer?.arm(afterMicroseconds: delay - (now - lastDrain))
       return
     }
