@@ -11,6 +11,8 @@
 //     reference r4 DIR COUNT            receives the nodes of DIR (storm prepare), 250
 //                                       descriptors a message: recvmsg, and for each
 //                                       name_to_handle_at, statx, close
+//     reference record DIR FILE BYTES   writes what one read gives to FILE, whole records
+//                                       and no more than BYTES
 //
 // r1 and r2 print "ready", and at SIGTERM one line of JSON. r3 and r4 print one
 // line of JSON and end.
@@ -93,6 +95,25 @@ static void discard(int group, bool sleeps)
 	printf("{\"records\": %lu, \"reads\": %lu, \"largest_batch\": %lu, "
 	       "\"overflows\": %lu, \"cpu_ns\": %lu}\n",
 	       records, reads, largest, overflows, cpu_ns());
+}
+
+/* Waits for SIGTERM while events gather, then reads once. */
+static void record(int group, const char *file, size_t limit)
+{
+	sigset_t signals;
+	int number;
+
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGTERM);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	printf("ready\n");
+	fflush(stdout);
+	sigwait(&signals, &number);
+	ssize_t size = read(group, buffer, limit < BUFFER ? limit : BUFFER);
+	FILE *out = fopen(file, "w");
+	if (size < 0 || !out || fwrite(buffer, 1, (size_t)size, out) != (size_t)size ||
+	    fclose(out))
+		err(1, "%s", file);
 }
 
 /* The second process of r3. */
@@ -242,6 +263,8 @@ int main(int argc, char **argv)
 		register_bare(argv[2], strtoull(argv[3], NULL, 10));
 	else if (!strcmp(argv[1], "r3") && argc == 6)
 		answer(watch(argv[2]), argv + 3);
+	else if (!strcmp(argv[1], "record") && argc == 5)
+		record(watch(argv[2]), argv[3], strtoull(argv[4], NULL, 10));
 	else if (!strcmp(argv[1], "r1") || !strcmp(argv[1], "r2"))
 		discard(watch(argv[2]), argv[1][1] == '2');
 	else

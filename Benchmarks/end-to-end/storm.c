@@ -6,6 +6,8 @@
 //                                        NODES empty files nodes/N/N
 //     storm DIR churn COUNT RATE SECONDS create, write, rename, unlink a file
 //     storm DIR replace ...              write to a temporary file, rename it over
+//     storm DIR cycle ...                rename a file there and back and there, which
+//                                        the kernel's queue makes ambiguous
 //     storm DIR overwrite ... NODES      write to a random one of the NODES files
 //     storm DIR append ...               write to 64 open files
 //
@@ -99,6 +101,21 @@ static unsigned replace(uint64_t i)
 	return 3;
 }
 
+static unsigned cycle(uint64_t i)
+{
+	int directory = directories[i % DIRECTORIES];
+	char from[24], to[24];
+
+	snprintf(from, sizeof(from), "a%lu", i % 1000);
+	snprintf(to, sizeof(to), "b%lu", i % 1000);
+	close(create(directory, from));
+	for (int step = 0; step < 3; step++)
+		if (renameat(directory, step == 1 ? to : from, directory,
+			     step == 1 ? from : to))
+			err(1, "rename");
+	return 4;
+}
+
 static unsigned append(uint64_t i)
 {
 	put(held[i % DIRECTORIES]);
@@ -162,6 +179,8 @@ int main(int argc, char **argv)
 		round = churn;
 	} else if (!strcmp(argv[2], "replace")) {
 		round = replace;
+	} else if (!strcmp(argv[2], "cycle")) {
+		round = cycle;
 	} else if (!strcmp(argv[2], "overwrite") && nodes) {
 		round = overwrite;
 	} else if (!strcmp(argv[2], "append")) {
