@@ -46,21 +46,33 @@ atexit.register(clean_up)
 signal.signal(signal.SIGTERM, lambda *_: exit(1))
 
 
-@contextlib.contextmanager
-def beside_tests():
-    """Holds the lock, and leaves the sysctl, which the daemon raises, as it was."""
+def sysctl():
     with open(SYSCTL, encoding="ascii") as file:
-        limit = file.read()
+        return file.read()
+
+
+@contextlib.contextmanager
+def beside_tests(patience=30):
+    """Holds the lock, and leaves the sysctl, which the daemon raises, as it was. Who
+    runs beside this for long does not mind: the daemons raise it themselves."""
+    limit = sysctl()
     with open(LOCK, "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         try:
             yield
         finally:
             clean_up()
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with open(SYSCTL, "w", encoding="ascii") as file:
-                file.write(limit)
+            end = time.monotonic() + patience
+            while sysctl() != limit:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() < end:
+                        time.sleep(0.2)
+                        continue
+                with open(SYSCTL, "w", encoding="ascii") as file:
+                    file.write(limit)
+                break
 
 
 def compile_programs():
