@@ -153,20 +153,23 @@ static void answer(int group, char **arguments)
 				strtoull(arguments[1], NULL, 10),
 				strtoull(arguments[2], NULL, 10));
 	close(pair[1]);
-	while (waitpid(child, NULL, WNOHANG) == 0) {
+	/* A record each: no two writes are under way at a time. */
+	for (size_t left = strtoull(arguments[1], NULL, 10); left;) {
 		ssize_t size = read(group, buffer, sizeof(buffer));
 		if (size < 0)
 			err(1, "read");
 		struct fanotify_event_metadata *e = (void *)buffer;
-		for (; FAN_EVENT_OK(e, size); e = FAN_EVENT_NEXT(e, size)) {
+		for (; left && FAN_EVENT_OK(e, size);
+		     e = FAN_EVENT_NEXT(e, size), left--) {
 			memcpy(message, e,
 			       e->event_len < sizeof(message) ? e->event_len
 							      : sizeof(message));
 			if (send(pair[0], message, sizeof(message),
 				 MSG_NOSIGNAL) < 0)
-				return;
+				err(1, "send");
 		}
 	}
+	waitpid(child, NULL, 0);
 }
 
 static void send_descriptors(int socket, const int *fds)

@@ -27,11 +27,11 @@ import Testing
     #expect(events.count == 1)
     #expect(event.pid == 42 && event.events == .rename)
     #expect(
-      String(decoding: segment.name(event.name, event.nameSize).bytes, as: UTF8.self) == "from")
+      String(decoding: segment.view.name(event.name, event.nameSize).bytes, as: UTF8.self) == "from")
     #expect(
-      String(decoding: segment.name(event.newName, event.newNameSize).bytes, as: UTF8.self) == "to")
+      String(decoding: segment.view.name(event.newName, event.newNameSize).bytes, as: UTF8.self) == "to")
     let handles = [event.object, event.directory, event.newDirectory].map {
-      segment.handle($0).map { KernelSimulator.number($0) }
+      segment.view.handle($0).map { KernelSimulator.number($0) }
     }
     #expect(handles == [7, 2, 3])
   }

@@ -85,7 +85,7 @@ public final class Pipeline {
     try? segment.parse(into: &events, segment: 0)
     var seen: Set<FileHandle> = []
     for event in events {
-      guard let view = segment.handle(event.directory), seen.insert(FileHandle(view)).inserted
+      guard let view = segment.view.handle(event.directory), seen.insert(FileHandle(view)).inserted
       else { continue }
       _ = router.nodes.insert(
         FileHandle(view), id: NodeID(nodeid: UInt64(seen.count) + 1, generation: 1),

@@ -77,15 +77,19 @@ struct HashIndex {
   @inline(__always)
   func find(_ hash: UInt32, where matches: (UInt32) -> Bool) -> UInt32 {
     guard count != 0 else { return 0 }
-    var position = Int(hash) & mask
-    while true {
-      let slot = slots[position]
-      if slot == 0 { return 0 }
-      if UInt32(truncatingIfNeeded: slot >> 32) == hash {
-        let index = UInt32(truncatingIfNeeded: slot)
-        if matches(index) { return index }
+    precondition(mask < slots.count)
+    return unsafe slots.withUnsafeBufferPointer { slots in
+      var position = Int(hash) & mask
+      while true {
+        // The mask keeps the position within the slots.
+        let slot = unsafe slots.baseAddress.unsafelyUnwrapped[position]
+        if slot == 0 { return 0 }
+        if UInt32(truncatingIfNeeded: slot >> 32) == hash {
+          let index = UInt32(truncatingIfNeeded: slot)
+          if matches(index) { return index }
+        }
+        position = (position + 1) & mask
       }
-      position = (position + 1) & mask
     }
   }
 
