@@ -4,7 +4,7 @@ SWIFT ?= swift
 DESTDIR ?=
 PREFIX ?= /usr
 
-.PHONY: help build release test soak demo install install-packages format lint clean
+.PHONY: help build release test bench bench-pieces bench-check soak demo install install-packages format lint clean
 
 help:
 	@sed -n 's/^#: //p' Makefile
@@ -21,6 +21,22 @@ release:
 #:                        root it says what it left out
 test: install-packages
 	scripts/test
+
+#: make bench             the daemon against the least a watcher can do, and against
+#:                        other watchers if they are installed (root; ten minutes).
+#:                        BENCH="--quick --only storm" and the like; figures in out/
+bench: release
+	mkdir -p out
+	Benchmarks/end-to-end/run --json out/bench.json $(BENCH)
+
+#: make bench-pieces      the parts of an event's way one by one
+bench-pieces:
+	cd Benchmarks && $(SWIFT) package -c release -Xswiftc -enable-testing benchmark
+
+#: make bench-check       instructions, allocations, memory against the baseline
+bench-check:
+	cd Benchmarks && $(SWIFT) build -c release -Xswiftc -enable-testing --product figures
+	Benchmarks/check
 
 #: make soak MINUTES=10   random histories and hostile clients for so long (root)
 soak: build
@@ -41,11 +57,13 @@ install: release
 
 #: make format            formats the Swift sources
 format:
-	$(SWIFT) format --in-place --recursive Sources Tests Package.swift
+	$(SWIFT) format --in-place --recursive Sources Tests Benchmarks/Sources Benchmarks/Benchmarks \
+		Benchmarks/Package.swift Package.swift
 
 #: make lint              checks their format
 lint:
-	$(SWIFT) format lint --strict --recursive Sources Tests Package.swift
+	$(SWIFT) format lint --strict --recursive Sources Tests Benchmarks/Sources Benchmarks/Benchmarks \
+		Benchmarks/Package.swift Package.swift
 
 #: make clean             removes what was built
 clean:
