@@ -15,6 +15,8 @@ import CHostWatch
   private(set) var states: [UnsafeMutablePointer<SessionState>?]
   private(set) var scopes: [TreeScope] = []
   private var nodeSessions = 0
+  /// Slots whose session has ended and whose registrations are still in the table.
+  var leaving: Set<UInt32> = []
   /// Slots whose queue was empty before this batch.
   private(set) var ready: [UInt32] = []
   private var taken: [UInt32] = []
@@ -53,7 +55,9 @@ import CHostWatch
   // MARK: Sessions
 
   func add(_ state: UnsafeMutablePointer<SessionState>, scope: TreeScope?) -> UInt32 {
-    let free = unsafe states.firstIndex { unsafe $0 == nil }
+    let free = unsafe states.indices.first { index in
+      unsafe states[index] == nil && !leaving.contains(UInt32(index))
+    }
     let slot = unsafe UInt32(free ?? states.count)
     if free == nil {
       unsafe states.append(state)

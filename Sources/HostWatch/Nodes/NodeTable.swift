@@ -239,6 +239,11 @@ struct IdentityIndex {
 
   func visit(_ body: (UInt32) -> Void) { index.visit(body) }
 
+  /// As `HashIndex.visit(from:atMost:_:)`.
+  func visit(from position: inout Int, atMost limit: Int, _ body: (UInt32) -> Void) -> Bool {
+    index.visit(from: &position, atMost: limit, body)
+  }
+
   private func hash(_ id: NodeID) -> UInt32 {
     UInt32(truncatingIfNeeded: fold(fold(id.nodeid ^ seed) ^ id.generation) >> 32)
   }

@@ -21,6 +21,7 @@ final class WatchedFilesystem {
   private var source: (any LoopSource)?
   private var timer: (any LoopTimer)?
   private var deathTimer: (any LoopTimer)?
+  private var removal: RegistrationRemoval?
   /// The st_dev of its objects; nil for btrfs, which has one per subvolume.
   private let knownDevice: UInt64?
 
@@ -124,6 +125,7 @@ final class WatchedFilesystem {
     }
     timer = try loop.timer(priority: .normal) { [unowned self] in waitEnded() }
     deathTimer = try loop.timer(priority: .normal) { [unowned self] in drain() }
+    removal = try RegistrationRemoval(router, in: loop)
   }
 
   /// Stops reading; the group is closed with the object.
@@ -131,7 +133,8 @@ final class WatchedFilesystem {
     source?.cancel()
     timer?.cancel()
     deathTimer?.cancel()
-    (source, timer, deathTimer) = (nil, nil, nil)
+    removal?.cancel()
+    (source, timer, deathTimer, removal) = (nil, nil, nil, nil)
   }
 
   var mask: EventMask { group.mask }
@@ -172,6 +175,11 @@ final class WatchedFilesystem {
           .filesystemFailed, .warning, "\(name): the mark could not be made smaller: \(error)",
           errno: error.code))
     }
+  }
+
+  /// Takes what a session that has ended had registered out of the table.
+  func removeRegistrations(_ identities: IdentityIndex, slot: UInt32) {
+    removal?.add(identities, slot: slot)
   }
 
   /// The union of what sessions ask for, and what telling the truth takes.
