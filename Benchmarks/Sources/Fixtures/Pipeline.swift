@@ -59,7 +59,8 @@ public final class Pipeline {
     let router = self.router
     reconciler = Reconciler(
       seed: Pipeline.seed, namespace: NothingThere(), emit: { router.route($0) },
-      anticipate: { router.anticipate(removalOf: $0, from: $1) }, overflow: {}, report: { _ in })
+      anticipate: { router.anticipate(removalOf: $0, from: $1) },
+      prefetch: { router.prefetch($0, isNear: $1) }, overflow: {}, report: { _ in })
     for number in 0..<sessions {
       let state = UnsafeMutablePointer<SessionState>.allocate(capacity: 1)
       state.initialize(

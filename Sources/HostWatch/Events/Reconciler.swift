@@ -98,6 +98,7 @@ final class Reconciler {
   let namespace: any Namespace
   let emit: (RemoteEvent) -> Void
   private let anticipate: (HandleView, HandleView) -> Void
+  private let prefetch: (HandleView, Bool) -> Void
   private let overflow: () -> Void
   let report: (SystemError) -> Void
 
@@ -105,17 +106,21 @@ final class Reconciler {
   ///   - emit: gets each event; its views are valid during the call.
   ///   - anticipate: gets each directory that is removed and the one it was in,
   ///     before the records that came earlier are passed on.
+  ///   - prefetch: gets the object of an event that will soon be passed on, twice; the
+  ///     second time it is near (true).
   ///   - overflow: called where the kernel's queue overflowed.
   ///   - report: called when the filesystem cannot be asked.
   init(
     seed: UInt64, namespace: any Namespace, emit: @escaping (RemoteEvent) -> Void,
     anticipate: @escaping (HandleView, HandleView) -> Void = { _, _ in },
+    prefetch: @escaping (HandleView, Bool) -> Void = { _, _ in },
     overflow: @escaping () -> Void, report: @escaping (SystemError) -> Void
   ) {
     self.seed = seed
     self.namespace = namespace
     self.emit = emit
     self.anticipate = anticipate
+    self.prefetch = prefetch
     self.overflow = overflow
     self.report = report
   }
@@ -163,9 +168,17 @@ final class Reconciler {
     }
     removals.removeAll(keepingCapacity: true)
     while emitted < events.count {
+      prefetchObject(ofEvent: emitted + 16, isNear: false)
+      prefetchObject(ofEvent: emitted + 8, isNear: true)
       emit(at: emitted)
       emitted += 1
     }
+  }
+
+  private func prefetchObject(ofEvent index: Int, isNear: Bool) {
+    guard index < events.count else { return }
+    let event = events[index]
+    if let object = views[Int(event.segment)].handle(event.object) { prefetch(object, isNear) }
   }
 
   /// The queue was empty after the last read: everything is closed.

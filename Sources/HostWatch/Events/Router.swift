@@ -131,6 +131,12 @@ import CHostWatch
 
   // MARK: Routing
 
+  /// Begins to fetch what routing an event about the object will look at: first when
+  /// the event is far ahead, then when it is near.
+  func prefetch(_ object: HandleView, isNear: Bool) {
+    if isNear { nodes.prefetchObject(object) } else { nodes.prefetchIndex(object) }
+  }
+
   func route(_ event: RemoteEvent) {
     let origin = originSession(event.pid)
     if nodeSessions > 0 { routeNodes(event, origin) }

@@ -1,3 +1,5 @@
+import CFanotify
+
 /// Records of one trivial type in chunks that never move: growing copies
 /// nothing, and a freed record is used again before a new chunk is made.
 ///
@@ -56,6 +58,13 @@
     }
   }
 
+  /// Begins to fetch a record, if there is one of that index.
+  @inline(__always)
+  func prefetch(_ index: UInt32) {
+    guard index != 0, Int(index) < next else { return }
+    unsafe hw_prefetch(pointer(index))
+  }
+
   /// Where a record lies; it stays there until it is removed.
   @inline(__always)
   @unsafe func pointer(_ index: UInt32) -> UnsafeMutablePointer<Record> {
@@ -82,7 +91,7 @@ struct HashIndex {
 
   /// In `old`: was taken out. No record has such an index.
   private static let removed = UInt64(UInt32.max)
-  private static let movedPerInsertion = 8
+  private static let movedPerInsertion = 32
 
   /// The index whose hash is `hash` and for which `matches` says yes, or 0.
   @inline(__always)
@@ -91,6 +100,24 @@ struct HashIndex {
     let found = Self.probe(slots, hash, matches)
     if found != 0 || old.isEmpty { return found }
     return Self.probe(old, hash, matches)
+  }
+
+  /// Begins to fetch where the search for a hash begins.
+  @inline(__always)
+  func prefetch(_ hash: UInt32) {
+    guard count != 0 else { return }
+    unsafe slots.withUnsafeBufferPointer {
+      // The mask keeps the position within the slots, of which there are some.
+      unsafe hw_prefetch($0.baseAddress.unsafelyUnwrapped + (Int(hash) & ($0.count - 1)))
+    }
+  }
+
+  /// The first index that stands for the hash, and may be another's; 0 for none.
+  @inline(__always)
+  func guess(_ hash: UInt32) -> UInt32 {
+    guard count != 0 else { return 0 }
+    let slot = slots[Int(hash) & mask]
+    return UInt32(truncatingIfNeeded: slot >> 32) == hash ? UInt32(truncatingIfNeeded: slot) : 0
   }
 
   @inline(__always)

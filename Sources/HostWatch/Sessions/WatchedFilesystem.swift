@@ -89,6 +89,7 @@ final class WatchedFilesystem {
     reconciler = Reconciler(
       seed: seed, namespace: lookup, emit: { router.route($0) },
       anticipate: { router.anticipate(removalOf: $0, from: $1) },
+      prefetch: { router.prefetch($0, isNear: $1) },
       overflow: { [unowned self] in hasOverflowed = true },
       report: { [unowned self] in lookupFailed($0) })
   }
