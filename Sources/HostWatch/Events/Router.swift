@@ -35,7 +35,10 @@ import CHostWatch
   private var passed: UnsafeMutablePointer<UInt32>?
   /// Milliseconds on CLOCK_MONOTONIC, as of this batch.
   var now: UInt32 = 0
-  private(set) var delivered: UInt64 = 0
+  var delivered: UInt64 = 0
+  /// When an earlier process handed over, on the same clock: what passed within
+  /// a second before that is not known, so it may have been any object.
+  var takenUpFrom: UInt32?
 
   static let passedMemoryMilliseconds: UInt32 = 1000
   private static var passedCount: Int { 1 << 16 }
@@ -122,6 +125,10 @@ import CHostWatch
   /// it was registered.
   func hasPassed(_ handle: HandleView, now: UInt32) -> Bool {
     guard let passed = unsafe passed else { return false }
+    if let takenUpFrom {
+      if now &- takenUpFrom <= Self.passedMemoryMilliseconds { return true }
+      self.takenUpFrom = nil
+    }
     let seen = unsafe passed[place(handle.hash(seed: nodes.seed))]
     return seen != 0 && now &- seen <= Self.passedMemoryMilliseconds
   }

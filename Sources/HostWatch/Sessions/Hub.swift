@@ -8,10 +8,11 @@ import Glibc
 /// get what happens on their filesystems. Everything runs on the loop's
 /// thread; nothing here blocks for longer than a lookup in a filesystem.
 public final class Hub {
-  public static let version = "0.1.0"
-
   /// May be changed at any time; sessions that exist keep what they have.
   public var limits: Limits
+
+  /// Where groups are kept beyond the process's end; nil: nowhere.
+  public var store: (any DescriptorStore)?
 
   let loop: any EventLoop
   let report: (Diagnostic) -> Void
@@ -19,13 +20,13 @@ public final class Hub {
   let started = Syscall.monotonicMicroseconds()
   var filesystems: [UInt64: WatchedFilesystem] = [:]
   var shares: [Share] = []
-  private(set) var sessions: [UInt64: Session] = [:]
-  private var users: [UInt32: UserAccount] = [:]
-  private var listeners: [(descriptor: Int32, source: any LoopSource)] = []
+  var sessions: [UInt64: Session] = [:]
+  var users: [UInt32: UserAccount] = [:]
+  var listeners: [(descriptor: Int32, source: any LoopSource)] = []
   var mountTable: (descriptor: Int32, source: any LoopSource)?
   private var housekeeping: (any LoopTimer)?
   private var resyncTimer: (any LoopTimer)?
-  private var nextSession: UInt64 = 1
+  var nextSession: UInt64 = 1
   /// What sessions that ended have had.
   var pastLost: UInt64 = 0
   var pastEvents: UInt64 = 0
@@ -112,7 +113,13 @@ public final class Hub {
     // without a word, since nothing has been asked yet.
     guard sessions.count < limits.sessions * 2, !isShuttingDown else { return }
     let user = users[peer.uid] ?? UserAccount(uid: peer.uid, queueLimit: limits.queuePerUser)
-    guard peer.isPrivileged || user.sessions < limits.sessionsPerUser * 2 else { return }
+    guard peer.isPrivileged || user.sessions < limits.sessionsPerUser * 2 else {
+      return report(
+        Diagnostic(
+          .sessionRefused, .notice,
+          "Uid \(peer.uid) has \(user.sessions) connections already, twice limits.sessions-per-user: one more was closed.",
+          peer: peer))
+    }
     users[peer.uid] = user
     let session = Session(id: nextSession, socket: socket, peer: peer, user: user, hub: self)
     nextSession += 1
@@ -131,7 +138,7 @@ public final class Hub {
     }
   }
 
-  private static func groups(of socket: Int32) -> [UInt32] {
+  static func groups(of socket: Int32) -> [UInt32] {
     var groups = [gid_t](repeating: 0, count: 64)
     while true {
       let count = unsafe groups.withUnsafeMutableBufferPointer {
@@ -183,13 +190,13 @@ public final class Hub {
 
   // MARK: Housekeeping
 
-  private func armHousekeeping() {
+  func armHousekeeping() {
     guard !housekeepingIsArmed else { return }
     housekeepingIsArmed = true
     housekeeping?.arm(afterMicroseconds: Self.housekeepingMicroseconds)
   }
 
-  /// Closes connections that have not said INIT in time.
+  /// Closes connections that have not said INIT in time, or that are stuck.
   private func keepHouse() {
     housekeepingIsArmed = false
     if listenersArePaused {
@@ -202,11 +209,16 @@ public final class Hub {
     where !session.isAttached && now - session.created >= limit {
       session.end("it did not say INIT within \(HW_INIT_TIMEOUT_SECONDS) seconds")
     }
+    endStalled(now)
     if isShuttingDown && now - shutDownStarted >= limit {
       for session in Array(sessions.values) { session.end("it did not read what was left") }
       return finishShutDown()
     }
-    if isShuttingDown || sessions.values.contains(where: { !$0.isAttached }) { armHousekeeping() }
+    if isShuttingDown || hasStalledSessions
+      || sessions.values.contains(where: { !$0.isAttached })
+    {
+      armHousekeeping()
+    }
   }
 
   func scheduleResync() { resyncTimer?.arm(afterMicroseconds: 0) }

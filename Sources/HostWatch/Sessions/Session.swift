@@ -42,19 +42,24 @@ import Glibc
   var user: UserAccount
 
   /// Replies from before INIT was granted; they go before the queue.
-  private var early: [[UInt8]] = []
-  private var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
+  var early: [[UInt8]] = []
+  var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
   private(set) var isEnded = false
-  private var hasLeft = false
-  private var ownProcess: (pidfd: DescriptorList, source: any LoopSource)?
+  var hasLeft = false
+  /// The process whose changes are the session's own has ended.
+  var hasLostProcess = false
+  var ownProcess: (pidfd: DescriptorList, source: any LoopSource)?
   /// The connection is closed once everything queued has been sent.
-  private var isClosing = false
+  var isClosing = false
+  /// Since when the client takes nothing of what is queued while its requests
+  /// wait, in monotonic microseconds.
+  private(set) var stalledSince: UInt64?
   private var wantsWritable = false
   private var isInputPaused = false
   var resync: Resync?
   /// Since when records are being dropped.
   var losingSince: Timestamp?
-  private(set) var lostCount: UInt64 = 0
+  var lostCount: UInt64 = 0
 
   init(
     id: UInt64, socket: consuming OwnedDescriptor, peer: PeerIdentity, user: UserAccount, hub: Hub
@@ -200,6 +205,7 @@ import Glibc
       let count = unsafe state.pointee.queue.gather(pieces)
       let sent = unsafe hw_send_packets(socket.rawValue, pieces.baseAddress, UInt32(count))
       if sent == -EAGAIN { return false }
+      stalledSince = nil
       unsafe state.pointee.queue.drop(Int(try checked(sent, "sendmmsg")))
       return unsafe !state.pointee.queue.isEmpty
     }
@@ -221,6 +227,12 @@ import Glibc
   private func adjustReadiness() {
     let writable = !isDrained
     let paused = !canReply || isClosing
+    if !(writable && paused) {
+      stalledSince = nil
+    } else if stalledSince == nil {
+      stalledSince = Syscall.monotonicMicroseconds()
+      hub.armHousekeeping()
+    }
     guard writable != wantsWritable || paused != isInputPaused else { return }
     (wantsWritable, isInputPaused) = (writable, paused)
     var readiness: Readiness = []
@@ -269,16 +281,21 @@ import Glibc
     let number = fromSocket >= 0 ? fromSocket : hw_pidfd_open(pid)
     guard number >= 0 else {
       // It has ended already, or pidfds are not known.
+      hasLostProcess = number == -ESRCH
       if number == -ESRCH { filesystem?.router.forgetOwnProcess(slot: slot) }
       return
     }
+    watchOwnProcess(OwnedDescriptor(number))
+  }
+
+  func watchOwnProcess(_ pidfd: consuming OwnedDescriptor) {
+    let list = DescriptorList([pidfd.take()])
     do throws(SystemError) {
-      let source = try hub.loop.watch(number, for: .readable, priority: .normal) {
+      let source = try hub.loop.watch(list.numbers[0], for: .readable, priority: .normal) {
         [unowned self] _ in ownProcessEnded()
       }
-      ownProcess = (DescriptorList([number]), source)
+      ownProcess = (list, source)
     } catch {
-      _ = close(number)
       hub.report(
         Diagnostic(
           .other, .warning, "A client's process cannot be watched: \(error).", session: id,
@@ -287,9 +304,10 @@ import Glibc
   }
 
   /// What was queued before its end is its own still.
-  private func ownProcessEnded() {
+  func ownProcessEnded() {
     ownProcess?.source.cancel()
     ownProcess = nil
+    hasLostProcess = true
     filesystem?.drain()
     if !hasLeft { filesystem?.router.forgetOwnProcess(slot: slot) }
   }
