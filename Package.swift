@@ -49,6 +49,13 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
+    .target(
+      name: "CReplay",
+      cSettings: [
+        .define("_GNU_SOURCE"), .unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"]),
+      ]),
+    .target(
+      name: "HostWatchReplay", dependencies: ["HostWatch", "CReplay"], swiftSettings: strict),
     .testTarget(
       name: "HostWatchTests", dependencies: ["HostWatch", "CFanotify", "CHostWatch", "hostwatchd"],
       swiftSettings: strict),
