@@ -5,43 +5,14 @@
 #include <signal.h>
 #include <spawn.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "CReplay.h"
 
-#ifndef OPEN_TREE_CLONE
-#define OPEN_TREE_CLONE 1
-#endif
-#ifndef STATX_MNT_ID
-#define STATX_MNT_ID 0x1000U
-#endif
-
 extern char **environ;
-
-int replay_open_mount(const char *path, uint64_t *mount_id)
-{
-	struct statx status;
-	int tree, fd;
-
-	/* Not asking the server: it may not be serving yet. */
-	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_MNT_ID, &status) < 0)
-		return -errno;
-	*mount_id = status.stx_mnt_id;
-	tree = (int)syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | O_CLOEXEC);
-	if (tree < 0)
-		return -errno;
-	fd = openat(tree, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		fd = -errno;
-	close(tree);
-	return fd;
-}
 
 /* A descriptor at or above 10, so that those the child expects are free. */
 static int away(int fd)

@@ -22,7 +22,7 @@ package final class ReplayEngine: Sendable {
 
   let mount: any ReplayMount
   /// A hidden directory for what crosses the export's boundary or has no name.
-  let orphanage: NodeID
+  package let orphanage: NodeID
   let orphanageName: [UInt8]
   let queue = Monitor(ReplayQueue())
   let ticket = Locked<Ticket?>(nil)
@@ -54,6 +54,9 @@ package final class ReplayEngine: Sendable {
   /// Ends the replayer and the thread; what still waits is dropped.
   package func stop() {
     queue.change { $0.isClosed = true }
+    // It may wait for an answer that nobody gives any more.
+    let pid = replayerID
+    if pid > 0 { _ = kill(pid, SIGKILL) }
     _ = finished.wait(until: nil) { $0 ? true : nil }
   }
 

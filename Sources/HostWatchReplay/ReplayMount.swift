@@ -49,8 +49,8 @@ package struct ObjectStatus: Sendable {
 /// The *view* is what the kernel was told: which node a name leads to. It holds
 /// what was answered last, whether or not the kernel still has it cached. The
 /// server keeps it for all requests, the engine reads and changes it between
-/// them. No function may wait for a request of the mount, and none is called
-/// with a lock of the engine's held.
+/// them. No function but the notifications may wait for a request of the mount, and
+/// none is called with a lock of the engine's held.
 package protocol ReplayMount: AnyObject, Sendable {
   /// Whether the kernel has this node: the root, or one with lookups.
   func isKnown(_ node: NodeID) -> Bool
@@ -66,6 +66,8 @@ package protocol ReplayMount: AnyObject, Sendable {
   /// What the host has; nil if it has it no more. With no name left but still
   /// open somewhere, links is 0.
   func status(of node: NodeID) -> ObjectStatus?
+  /// Whether the host has this very object under this name now.
+  func isOnHost(_ node: NodeID, _ place: Place) -> Bool
   /// Looks the name up on the host, makes and registers a node if the object
   /// has none, and keeps it until `release`. Nil if there is nothing.
   func find(_ place: Place) -> NodeID?

@@ -169,8 +169,6 @@ extension ReplayEngine {
 
   /// Whether the host has this very object under this name.
   func isOnHost(_ node: NodeID, _ place: Place) -> Bool {
-    guard place.directory != orphanage, let found = mount.find(place) else { return false }
-    mount.release(found)
-    return found == node
+    place.directory != orphanage && mount.isOnHost(node, place)
   }
 }

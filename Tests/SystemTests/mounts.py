@@ -7,22 +7,30 @@ import signal
 import subprocess
 import time
 
+import daemon
 import scratch
 
 START_TIMEOUT = 10.0
 
 
-class Mounted:
-    """SOURCE on a mount point of its own. $HOSTWATCHFS_SERVER names another server
-    than the built one, with {source}, {mountpoint} and {socket} in its command."""
+def server():
+    """The command of the server under test: $HOSTWATCHFS, with {source}, {mountpoint},
+    {socket} and {options} in it, or the hostwatchfs that was built with the daemon."""
+    built = os.path.join(os.path.dirname(daemon.binary()), "hostwatchfs")
+    return os.environ.get("HOSTWATCHFS",
+                          built + " -f --socket {socket} -o {options} {source} {mountpoint}")
 
-    def __init__(self, source, options=""):
+
+class Mounted:
+    """SOURCE on a mount point of its own."""
+
+    def __init__(self, source, socket, options=""):
         self.source = source
         self.path = scratch.new_path("mount")
         self.log_path = self.path + ".log"
         os.mkdir(self.path)
-        command = os.environ["HOSTWATCHFS_SERVER"].format(source=source, mountpoint=self.path,
-                                                          socket=self.path + ".socket")
+        command = server().format(source=source, mountpoint=self.path, socket=socket,
+                                  options=",".join(filter(None, ["allow_other", options])))
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(shlex.split(command), stdin=subprocess.DEVNULL,
                                             stdout=log, stderr=log)

@@ -10,8 +10,10 @@ further `yield` waits until what was done so far has been seen. `d` is the direc
 import mmap
 import os
 import pathlib
+import shutil
 import socket
 import stat
+import subprocess
 
 import handles
 
@@ -139,6 +141,13 @@ def link_from_outside(d):
 
 
 @operation
+def link_to_outside(d):
+    make(d / "f")
+    yield ". f"
+    os.link(d / "f", d.out / "f")
+
+
+@operation
 def link_symlink(d):
     os.symlink("where", d / "s")
     yield ". s"
@@ -217,6 +226,14 @@ def unlink_with_link_outside(d):
     os.link(d / "f", d.out / "f")
     yield ". f"
     os.unlink(d / "f")
+
+
+@operation
+def unlink_link_outside(d):
+    make(d / "f")
+    os.link(d / "f", d.out / "f")
+    yield ". f"
+    os.unlink(d.out / "f")
 
 
 @operation
@@ -633,6 +650,23 @@ def write_fifo(d):
     os.write(fd, b"x")
     yield
     os.close(fd)
+
+
+@operation
+def read(d):
+    make(d / "f")
+    os.mkdir(d / "sub")
+    yield ". f sub"
+    with open(d / "f", "rb") as file:
+        file.read()
+    os.listdir(d / "sub")
+
+
+@operation
+def execute(d):
+    shutil.copy("/bin/true", d / "tool")
+    yield ". tool"
+    subprocess.run([d / "tool"], check=True)
 
 
 # Attributes.

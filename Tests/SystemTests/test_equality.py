@@ -14,6 +14,7 @@ import stat
 import time
 import unittest
 
+import daemon
 import mounts
 import operations
 import scratch
@@ -109,7 +110,9 @@ class EqualityTest(unittest.TestCase):
         os.makedirs(os.path.join(cls.base, "outside"))
         source = os.path.join(cls.base, "source")
         os.makedirs(os.path.join(source, "mark"))
-        cls.mount = mounts.Mounted(source)
+        cls.daemon = daemon.Daemon()
+        cls.addClassCleanup(cls.daemon.stop)
+        cls.mount = mounts.Mounted(source, cls.daemon.socket)
         cls.addClassCleanup(cls.mount.stop)
         cls.mark = Inotify()
         cls.mark.watch(os.path.join(cls.mount.path, "mark"), "mark")

@@ -112,4 +112,16 @@ int replay_call(int socket, const struct replay_request *request, const void *na
  */
 int replay_open_mount(const char *path, uint64_t *mount_id);
 
+/* Makes the mount at `path` read-only, not its filesystem: what is done through
+ * the descriptor of replay_open_mount() is not refused. 0 or a negative errno. */
+int replay_make_read_only(const char *path);
+
+/* Waits until this process's mount table has the mount no more: 0, or a negative
+ * errno. */
+int replay_wait_unmount(uint64_t mount_id);
+
+/* The halves of a device number. */
+uint32_t replay_major(uint64_t device);
+uint32_t replay_minor(uint64_t device);
+
 #endif
