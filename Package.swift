@@ -14,6 +14,7 @@ let package = Package(
   products: [
     .executable(name: "hostwatchd", targets: ["hostwatchd"]),
     .executable(name: "hostwatchctl", targets: ["hostwatchctl"]),
+    .executable(name: "hostwatchfs", targets: ["hostwatchfs"]),
     .library(name: "HostWatch", targets: ["HostWatch"]),
     .library(name: "CHostWatch", targets: ["CHostWatch"]),
   ],
@@ -46,6 +47,20 @@ let package = Package(
       name: "hostwatchctl",
       dependencies: [
         "HostWatch", "CFanotify", "CHostWatch",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
+    .systemLibrary(
+      name: "CFuse", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
+    .target(
+      name: "CHostWatchFS", dependencies: ["CFuse"],
+      cSettings: [
+        .define("_GNU_SOURCE"), .unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"]),
+      ]),
+    .executableTarget(
+      name: "hostwatchfs",
+      dependencies: [
+        "HostWatch", "CHostWatch", "CFuse", "CHostWatchFS",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
