@@ -14,6 +14,7 @@ let package = Package(
   products: [
     .executable(name: "hostwatchd", targets: ["hostwatchd"]),
     .executable(name: "hostwatchctl", targets: ["hostwatchctl"]),
+    .executable(name: "hostwatchfs", targets: ["hostwatchfs"]),
     .library(name: "HostWatch", targets: ["HostWatch"]),
     .library(name: "CHostWatch", targets: ["CHostWatch"]),
   ],
@@ -56,8 +57,22 @@ let package = Package(
       ]),
     .target(
       name: "HostWatchReplay", dependencies: ["HostWatch", "CReplay"], swiftSettings: strict),
+    .systemLibrary(
+      name: "CFuse", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
+    .target(
+      name: "CHostWatchFS", dependencies: ["CFuse"],
+      cSettings: [
+        .define("_GNU_SOURCE"), .unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"]),
+      ]),
+    .executableTarget(
+      name: "hostwatchfs",
+      dependencies: [
+        "HostWatch", "HostWatchReplay", "CHostWatch", "CFuse", "CHostWatchFS", "CReplay",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
     .testTarget(
-      name: "HostWatchTests", dependencies: ["HostWatch", "CFanotify", "CHostWatch", "hostwatchd"],
+      name: "HostWatchTests", dependencies: ["HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchd"],
       swiftSettings: strict),
     .testTarget(
       name: "HostWatchKernelTests", dependencies: ["HostWatch", "CFanotify", "CHostWatch"],

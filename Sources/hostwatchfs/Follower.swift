@@ -1,0 +1,192 @@
+import CHostWatch
+import CHostWatchFS
+import Glibc
+import HostWatch
+
+/// The thread that takes what the daemon says and hands it to an `Applier`, in
+/// order; and the only place where the server gets in step with the daemon and
+/// out of it.
+///
+/// Out of step, everything is told with the timeout 0 and everything cached has
+/// been expired, so that nothing stale is served. In step again means: every
+/// node in the view is registered, and every change before that has been told
+/// (a SYNC was answered and what came before it is applied).
+@safe final class Follower: @unchecked Sendable {
+  private let daemon: Daemon
+  private let view: View
+  private let backing: Backing
+  private let applier: any Applier
+  private let invalidator: Invalidator
+  private let statistics: Statistics
+  private let log: Log
+  // Set once before the thread starts, and read by `stop` after.
+  private nonisolated(unsafe) var thread = pthread_t()
+  private let stopping = Locked(false)
+  // The follower's thread alone uses these.
+  private nonisolated(unsafe) var isLost = false
+
+  init(
+    _ daemon: Daemon, _ view: View, _ backing: Backing, _ applier: any Applier,
+    _ invalidator: Invalidator, _ statistics: Statistics, _ log: Log
+  ) {
+    self.daemon = daemon
+    self.view = view
+    self.backing = backing
+    self.applier = applier
+    self.invalidator = invalidator
+    self.statistics = statistics
+    self.log = log
+  }
+
+  func start() {
+    unsafe thread = startThread(named: "follower") { self.run() }
+  }
+
+  func stop() {
+    stopping.withLock { $0 = true }
+    daemon.shutDown()
+    unsafe pthread_join(thread, nil)
+  }
+
+  private func run() {
+    view.isInStep = true
+    applier.start()
+    var event = unsafe hostwatch_event()
+    var pause: Int32 = -1
+    while true {
+      let result = unsafe daemon.next(&event, timeoutMilliseconds: pause)
+      if result == 1 {
+        unsafe handle(event)
+        pause = 0
+      } else if result == 0 {
+        pause = earlier(invalidator.settle(), applier.settle())
+      } else {
+        if stopping.withLock({ $0 }) { break }
+        leaveStep("the connection to hostwatchd is lost: \(Daemon.errorText)")
+        guard reconnect() else { break }
+        pause = 0
+      }
+    }
+    applier.stop()
+  }
+
+  private func earlier(_ first: Int32, _ second: Int32) -> Int32 {
+    first < 0 ? second : second < 0 ? first : min(first, second)
+  }
+
+  private func handle(_ event: hostwatch_event) {
+    switch unsafe hostwatch_kind(rawValue: event.kind) {
+    case HOSTWATCH_EVENT:
+      let change = unsafe Change(event)
+      statistics.count { $0.records += 1 }
+      applier.apply(change)
+    case HOSTWATCH_LOST:
+      unsafe isLost = true
+      leaveStep("hostwatchd lost events")
+    case HOSTWATCH_RESYNCED:
+      unsafe isLost = false
+      enterStep()
+    case HOSTWATCH_REGISTER_FAILED:
+      unsafe view.setFollowing(event.node.nodeid, .refused(-event.error))
+      unsafe invalidator.invalidate(event.node.nodeid, attributesOnly: false)
+    case HOSTWATCH_DETACHED:
+      log.warning(unsafe "hostwatchd ended the session: \(Self.reason(event.reason))")
+    default: break  // DISCONNECTED: the next call says so again.
+    }
+  }
+
+  private static func reason(_ number: UInt32) -> String {
+    switch Int(number) {
+    case Int(HW_DETACHED_UNMOUNTED): "SOURCE's filesystem was unmounted"
+    case Int(HW_DETACHED_REMOVED): "the share was removed"
+    case Int(HW_DETACHED_SHUTDOWN): "it shuts down"
+    default: "reason \(number)"
+    }
+  }
+
+  private func leaveStep(_ why: String) {
+    guard view.isInStep else { return }
+    view.isInStep = false
+    statistics.count { $0.outOfStep += 1 }
+    log.warning("\(why); nothing is cached until it is made up for")
+    invalidator.expireAll()
+    applier.outOfStep()
+  }
+
+  private func enterStep() {
+    guard !view.isInStep else { return }
+    view.isInStep = true
+    log.notice("in step with hostwatchd again")
+    applier.inStep()
+  }
+
+  /// Tries until there is a daemon: at once, then after 50 ms to 2 s. False when
+  /// the server ends.
+  private func reconnect() -> Bool {
+    var pauseMicroseconds: UInt32 = 50_000
+    while !stopping.withLock({ $0 }) {
+      if daemon.reconnect() == 0, registerAll() {
+        unsafe isLost = false
+        // Whatever is told before this returns is applied later, which only
+        // drops what was asked for meanwhile.
+        if daemon.sync() == 0 {
+          enterStep()
+          return true
+        }
+      }
+      usleep(pauseMicroseconds)
+      pauseMicroseconds = min(pauseMicroseconds * 2, 2_000_000)
+    }
+    return false
+  }
+
+  /// Registers every node anew. False if the connection was lost meanwhile.
+  private func registerAll() -> Bool {
+    let ids = view.allIDs.filter { $0 != View.root }
+    for start in stride(from: 0, to: ids.count, by: Int(HW_REGISTER_MAX)) {
+      var batch: [Daemon.Registration] = []
+      for id in ids[start..<min(start + Int(HW_REGISTER_MAX), ids.count)] {
+        // What is gone cannot change any more.
+        guard let node = view.node(id), let descriptor = try? backing.open(node) else { continue }
+        batch.append(.init(descriptor: descriptor, node: id, since: nil))
+      }
+      for (status, registration) in zip(daemon.register(batch), batch) {
+        guard status != -ECONNRESET, status != -EPROTO, status != -ESHUTDOWN else { return false }
+        view.setFollowing(registration.node, status == 0 ? .yes : .refused(-status))
+        // Forgotten while it was registered: nobody would end it.
+        if view.node(registration.node) == nil { daemon.forget([registration.node]) }
+      }
+    }
+    return true
+  }
+}
+
+/// A thread with all signals blocked.
+func startThread(named name: String, _ body: @escaping @Sendable () -> Void) -> pthread_t {
+  final class Start {
+    let name: String
+    let body: @Sendable () -> Void
+    init(_ name: String, _ body: @escaping @Sendable () -> Void) {
+      self.name = name
+      self.body = body
+    }
+  }
+  var thread = pthread_t()
+  let start = unsafe Unmanaged.passRetained(Start(name, body))
+  var blocked = sigset_t()
+  var before = sigset_t()
+  _ = unsafe sigfillset(&blocked)
+  _ = unsafe pthread_sigmask(SIG_BLOCK, &blocked, &before)
+  let result = unsafe pthread_create(
+    &thread, nil,
+    { argument in
+      // `passRetained` above.
+      let start = unsafe Unmanaged<Start>.fromOpaque(argument!).takeRetainedValue()
+      _ = unsafe start.name.withCString { unsafe hwfs_name_thread($0) }
+      start.body()
+      return nil
+    }, start.toOpaque())
+  _ = unsafe pthread_sigmask(SIG_SETMASK, &before, nil)
+  precondition(result == 0, "no thread can be started: errno \(result)")
+  return thread
+}

@@ -1,0 +1,104 @@
+import CFuse
+import CHostWatchFS
+import Glibc
+
+/// Operations on names. What the view is told is what the kernel does with its
+/// dentries once it has the answer.
+extension Server {
+  enum Creation {
+    case node(mode_t, dev_t)
+    case directory(mode_t)
+    case symbolicLink(Name)
+  }
+
+  func create(_ request: Request, _ entry: View.Entry, _ what: Creation) {
+    if let interceptor, interceptor.create(request, entry, source: nil) { return }
+    request.answer { () throws(Failure) in
+      try checkWritable()
+      let parent = try open(entry.parent)
+      _ = try asCaller(request) { () throws(Failure) in
+        try unsafe entry.name.withCString { name throws(Failure) in
+          switch what {
+          case .node(let mode, let device):
+            try check(unsafe hwfs_mknod(parent.number, name, mode, device))
+          case .directory(let mode): try check(unsafe hwfs_mkdir(parent.number, name, mode))
+          case .symbolicLink(let target):
+            try unsafe target.withCString { target throws(Failure) in
+              try check(unsafe hwfs_symlink(target, parent.number, name))
+            }
+          }
+        }
+      }
+      let found = try find(entry, in: parent, told: entry)
+      interceptor?.clientChanged(entry, to: found.node.id)
+      tell(request, found, as: entry, takesAttributes: true)
+    }
+  }
+
+  func link(_ request: Request, _ source: UInt64, _ entry: View.Entry) {
+    if let interceptor, interceptor.create(request, entry, source: source) { return }
+    request.answer { () throws(Failure) in
+      try checkWritable()
+      let parent = try open(entry.parent)
+      let object = try open(source)
+      try check(
+        unsafe entry.name.withCString { unsafe hwfs_link(object.number, parent.number, $0) })
+      let found = try find(entry, in: parent, told: entry)
+      interceptor?.clientChanged(entry, to: found.node.id)
+      tell(request, found, as: entry, takesAttributes: true)
+    }
+  }
+
+  func remove(_ request: Request, _ entry: View.Entry, isDirectory: Bool) {
+    if let interceptor, interceptor.remove(request, entry, isDirectory: isDirectory) { return }
+    request.answer { () throws(Failure) in
+      try checkWritable()
+      let parent = try open(entry.parent)
+      // A client may go on using what it removes, as its working directory for one.
+      keepWhatGoes(entry)
+      try check(
+        unsafe entry.name.withCString {
+          unsafe hwfs_unlink(parent.number, $0, isDirectory ? AT_REMOVEDIR : 0)
+        })
+      view.remove(entry)
+      interceptor?.clientChanged(entry, to: 0)
+      request.done()
+    }
+  }
+
+  func rename(_ request: Request, _ old: View.Entry, to new: View.Entry, flags: UInt32) {
+    if let interceptor, interceptor.rename(request, old, to: new, flags: flags) { return }
+    request.answer { () throws(Failure) in
+      try checkWritable()
+      let (from, to) = (try open(old.parent), try open(new.parent))
+      let exchange = flags & 2 != 0  // RENAME_EXCHANGE
+      if !exchange { keepWhatGoes(new) }
+      try check(
+        unsafe old.name.withCString { name in
+          unsafe new.name.withCString { newName in
+            unsafe hwfs_rename(from.number, name, to.number, newName, flags)
+          }
+        })
+      let moved = view.child(old.name, of: old.parent) ?? 0
+      let other = view.child(new.name, of: new.parent) ?? 0
+      view.rename(old, to: new, exchange: exchange)
+      interceptor?.clientChanged(old, to: exchange ? other : 0)
+      interceptor?.clientChanged(new, to: moved)
+      request.done()
+    }
+  }
+
+  /// Lets the node behind a name that is about to go have a descriptor until
+  /// the kernel has forgotten it: a handle does not open a removed object.
+  private func keepWhatGoes(_ entry: View.Entry) {
+    guard let id = view.child(entry.name, of: entry.parent), id != 0,
+      let node = view.node(id), let descriptor = try? backing.open(node)
+    else { return }
+    view.keep(descriptor, for: id)
+    backing.drop(id)
+  }
+
+  func checkWritable() throws(Failure) {
+    if settings.isReadOnly { throw Failure(EROFS) }
+  }
+}

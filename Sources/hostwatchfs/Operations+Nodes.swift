@@ -1,0 +1,174 @@
+import CFuse
+import CHostWatchFS
+import Glibc
+
+/// Lookups and attributes.
+extension Server {
+  func lookup(_ request: Request, _ entry: View.Entry) {
+    if let interceptor, interceptor.lookup(request, entry) { return }
+    request.answer { () throws(Failure) in
+      if entry.name == .dot { return try lookUpSelf(request, entry.parent) }
+      // A name is told as `..` for NFS alone, and is no dentry of the parent's.
+      let told = entry.name == .dotDot ? nil : entry
+      if entry.name == .dotDot, entry.parent == View.root { throw Failure(ENOENT) }
+      do throws(Failure) {
+        let found = try find(entry, in: try open(entry.parent), told: told)
+        tell(request, found, as: told)
+      } catch {
+        guard error == Failure(ENOENT), told != nil else { throw error }
+        tellAbsent(request, entry)
+      }
+    }
+  }
+
+  private func lookUpSelf(_ request: Request, _ id: UInt64) throws(Failure) {
+    let found = try found(try open(id), told: nil)
+    tell(request, found, as: nil)
+  }
+
+  func tellAbsent(_ request: Request, _ entry: View.Entry) {
+    let timeout = view.enterAbsent(entry)
+    guard timeout > 0 else {
+      request.fail(ENOENT)
+      return
+    }
+    var parameters = fuse_entry_param()
+    parameters.entry_timeout = timeout
+    _ = request.reply(parameters)
+  }
+
+  func attributes(_ request: Request, of id: UInt64, _ file: UInt64?) {
+    if let interceptor, interceptor.attributes(request, of: id) { return }
+    request.answer { () throws(Failure) in
+      let open = file.flatMap { files.file($0) }
+      let status = if let open { try open.status() } else { try status(of: id) }
+      view.setToldLinks(id, UInt64(status.st_nlink))
+      request.reply(status, timeout: view.timeouts(parent: nil, node: id).attributes)
+    }
+  }
+
+  func setAttributes(
+    _ request: Request, of id: UInt64, _ wanted: stat, _ which: Int32, _ file: UInt64?
+  ) {
+    if let interceptor, interceptor.setAttributes(request, of: id) { return }
+    request.answer { () throws(Failure) in
+      let descriptor = try open(id)
+      let has = { (bit: Int32) in which & bit != 0 }
+      if has(FUSE_SET_ATTR_UID) || has(FUSE_SET_ATTR_GID) {
+        let uid = has(FUSE_SET_ATTR_UID) ? wanted.st_uid : uid_t.max
+        let gid = has(FUSE_SET_ATTR_GID) ? wanted.st_gid : gid_t.max
+        try check(hwfs_chown(descriptor.number, uid, gid))
+      }
+      if has(FUSE_SET_ATTR_SIZE) {
+        if let open = file.flatMap({ files.file($0) }) {
+          try check(hwfs_ftruncate(open.number, wanted.st_size))
+        } else {
+          try check(hwfs_truncate(descriptor.number, wanted.st_size))
+        }
+      }
+      // After chown and truncate, which drop the set-id bits.
+      if has(FUSE_SET_ATTR_MODE) {
+        try check(hwfs_chmod(descriptor.number, wanted.st_mode & 0o7777))
+      }
+      if has(FUSE_SET_ATTR_ATIME) || has(FUSE_SET_ATTR_MTIME) {
+        let omitted = timespec(tv_sec: 0, tv_nsec: Int(hwfs_utime_omit))
+        let now = timespec(tv_sec: 0, tv_nsec: Int(hwfs_utime_now))
+        let times = [
+          has(FUSE_SET_ATTR_ATIME_NOW) ? now : has(FUSE_SET_ATTR_ATIME) ? wanted.st_atim : omitted,
+          has(FUSE_SET_ATTR_MTIME_NOW) ? now : has(FUSE_SET_ATTR_MTIME) ? wanted.st_mtim : omitted,
+        ]
+        try check(
+          unsafe times.withUnsafeBufferPointer {
+            // Two, as utimensat wants.
+            unsafe hwfs_utimens(descriptor.number, $0.baseAddress!)
+          })
+      }
+      let status = try descriptor.status()
+      view.setToldLinks(id, UInt64(status.st_nlink))
+      // The kernel takes these even if it was told to drop them meanwhile.
+      request.reply(status, timeout: 0)
+    }
+  }
+
+  func readLink(_ request: Request, _ id: UInt64) {
+    request.answer { () throws(Failure) in
+      let descriptor = try open(id)
+      var target = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
+      let count = try check(
+        unsafe target.withUnsafeMutableBufferPointer {
+          // One byte stays for the NUL.
+          unsafe hwfs_readlink(descriptor.number, $0.baseAddress!, $0.count - 1)
+        })
+      target[count] = 0
+      request.reply(link: target)
+    }
+  }
+
+  func statistics(_ request: Request, _ id: UInt64) {
+    request.answer { () throws(Failure) in
+      var status = statvfs()
+      try check(unsafe hwfs_statvfs(try open(id).number, &status))
+      request.reply(status)
+    }
+  }
+
+  // MARK: - Extended attributes
+
+  /// The largest value and list that Linux has (XATTR_SIZE_MAX, XATTR_LIST_MAX).
+  private static let maxAttributeSize = 65536
+
+  func getAttribute(_ request: Request, _ id: UInt64, _ name: Name, size: Int) {
+    request.answer { () throws(Failure) in
+      let descriptor = try open(id)
+      unsafe try reply(request, size: size) { buffer, size in
+        unsafe name.withCString { unsafe hwfs_getxattr(descriptor.number, $0, buffer, size) }
+      }
+    }
+  }
+
+  func listAttributes(_ request: Request, _ id: UInt64, size: Int) {
+    request.answer { () throws(Failure) in
+      let descriptor = try open(id)
+      unsafe try reply(request, size: size) { buffer, size in
+        unsafe hwfs_listxattr(descriptor.number, buffer, size)
+      }
+    }
+  }
+
+  /// With size 0 the size that is needed, else as much as there is.
+  private func reply(
+    _ request: Request, size: Int, _ read: (UnsafeMutablePointer<CChar>?, Int) -> Int
+  ) throws(Failure) {
+    guard size > 0 else {
+      request.reply(size: try check(read(nil, 0)))
+      return
+    }
+    var buffer = [CChar](repeating: 0, count: min(size, Self.maxAttributeSize))
+    let count = try check(
+      unsafe buffer.withUnsafeMutableBufferPointer { unsafe read($0.baseAddress, $0.count) })
+    request.reply(buffer[..<count])
+  }
+
+  func setAttribute(
+    _ request: Request, _ id: UInt64, _ name: Name, _ value: [UInt8], _ flags: Int32
+  ) {
+    request.answer { () throws(Failure) in
+      let descriptor = try open(id)
+      try check(
+        unsafe name.withCString { name in
+          unsafe value.withUnsafeBufferPointer {
+            unsafe hwfs_setxattr(descriptor.number, name, $0.baseAddress, $0.count, flags)
+          }
+        })
+      request.done()
+    }
+  }
+
+  func removeAttribute(_ request: Request, _ id: UInt64, _ name: Name) {
+    request.answer { () throws(Failure) in
+      let descriptor = try open(id)
+      try check(unsafe name.withCString { unsafe hwfs_removexattr(descriptor.number, $0) })
+      request.done()
+    }
+  }
+}
