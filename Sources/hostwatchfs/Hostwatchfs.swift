@@ -3,8 +3,16 @@ import CHostWatch
 import CHostWatchFS
 import Glibc
 import HostWatch
+import HostWatchReplay
 
 @main
+enum Program {
+  static func main() {
+    becomeReplayerIfAsked()
+    Hostwatchfs.main()
+  }
+}
+
 struct Hostwatchfs: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "hostwatchfs",

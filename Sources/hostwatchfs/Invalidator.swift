@@ -33,8 +33,8 @@ final class Invalidator: Applier {
   private let backing: Backing
   private let notifier: Notifier
   private let statistics: Statistics
-  /// Nodes to be invalidated again. Only the follower's thread uses it.
-  private nonisolated(unsafe) var unarrived: [UInt64] = []
+  /// Nodes to be invalidated again.
+  private let unarrived = Locked<[UInt64]>([])
 
   init(_ view: View, _ backing: Backing, _ notifier: Notifier, _ statistics: Statistics) {
     self.view = view
@@ -72,11 +72,12 @@ final class Invalidator: Applier {
   }
 
   func settle() -> Int32 {
-    guard unsafe !unarrived.isEmpty else { return -1 }
-    let again = unsafe unarrived
-    unsafe unarrived = []
+    let again = unarrived.withLock { unarrived in
+      defer { unarrived = [] }
+      return unarrived
+    }
     for id in again { invalidate(id, attributesOnly: false) }
-    return unsafe unarrived.isEmpty ? -1 : 1
+    return unarrived.withLock { $0.isEmpty } ? -1 : 1
   }
 
   /// A node may have changed in any way, a directory in its entries too.
@@ -97,7 +98,7 @@ final class Invalidator: Applier {
 
   func invalidate(_ id: UInt64, attributesOnly: Bool) {
     if notifier.invalidate(id, attributesOnly: attributesOnly) == -ENOENT, view.isKnown(id) {
-      unsafe unarrived.append(id)
+      unarrived.withLock { $0.append(id) }
     }
   }
 

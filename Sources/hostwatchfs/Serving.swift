@@ -23,13 +23,18 @@ struct Serving {
     let daemon = try connect(backing)
     let statistics = Statistics()
     let view = View(root: backing.root, timeout: timeout)
-    // The replay engine will be an Applier and an Interceptor made here.
+    let replay = daemon.flatMap { daemon in
+      options.events == .replay
+        ? Replay(
+          view, backing, daemon, statistics, log, mountPoint: mountPath,
+          isReadOnly: options.isReadOnly) : nil
+    }
     let settings = Server.Settings(
       isReadOnly: options.isReadOnly, isDirectIO: options.isDirectIO,
       becomesCaller: geteuid() == 0, keepsPages: timeout > 0)
     let server = Server(
       view: view, backing: backing, daemon: daemon, settings: settings, statistics: statistics,
-      interceptor: nil, log: log)
+      interceptor: replay, log: log)
     let mount: Mount
     do throws(Mount.Fault) {
       mount = try Mount(server: server, options: fuseOptions)
@@ -39,8 +44,9 @@ struct Serving {
     }
     mount.notifier.probe()
     let invalidator = Invalidator(view, backing, mount.notifier, statistics)
+    replay?.connect(mount.notifier, invalidator)
     let follower = daemon.map {
-      Follower($0, view, backing, invalidator, invalidator, statistics, log)
+      Follower($0, view, backing, replay ?? invalidator, invalidator, statistics, log)
     }
     if let follower { follower.start() } else { view.isInStep = true }
     started()
