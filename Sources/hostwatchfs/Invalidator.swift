@@ -1,5 +1,6 @@
 import CHostWatch
 import Glibc
+import HostWatch
 
 /// Applies records by dropping from the kernel's caches what they name:
 /// `-o events=invalidate`, and what replay falls back to.

@@ -106,8 +106,9 @@ extension Server {
 
   func statistics(_ request: Request, _ id: UInt64) {
     request.answer { () throws(Failure) in
+      let descriptor = try open(id)
       var status = statvfs()
-      try check(unsafe hwfs_statvfs(try open(id).number, &status))
+      try check(unsafe hwfs_statvfs(descriptor.number, &status))
       request.reply(status)
     }
   }
