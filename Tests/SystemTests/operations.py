@@ -777,7 +777,7 @@ def editor_keeps_backup(d):
 def git_lock(d):
     make(d / "index")
     yield ". index"
-    fd = os.open(d / "index.lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    fd = os.open(d / "index.lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     yield
     os.write(fd, b"index")
     yield
@@ -789,7 +789,7 @@ def git_lock(d):
 @operation
 def git_lock_given_up(d):
     yield "."
-    os.close(os.open(d / "lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    os.close(os.open(d / "lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
     yield
     os.unlink(d / "lock")
 
