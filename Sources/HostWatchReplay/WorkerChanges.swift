@@ -106,6 +106,12 @@ extension Worker {
   /// itself.
   private func touch(_ child: NodeID, _ place: Place?, _ mask: EventMask, held: Bool) {
     let writes: EventMask = [.modify, .closeWrite]
+    var mask = mask
+    if let kind = mount.kind(of: child), ![S_IFREG, S_IFDIR, S_IFLNK].contains(kind) {
+      // What flows through a fifo of the host's does not flow through the mount's.
+      mask.formIntersection(.attrib)
+      if mask.isEmpty { return engine.count(\.skipped) }
+    }
     mount.invalidateNode(child, contents: !mask.isDisjoint(with: writes))
     let status = mount.status(of: child)
     var outcome = Outcome.done
