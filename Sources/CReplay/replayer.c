@@ -17,6 +17,9 @@
 #define DIRECTORIES 256 /* kept open: each opening costs the guest a LOOKUP */
 #define HELD 1024	/* objects without a name; the oldest goes first */
 #define PACKET 16384
+#ifndef AT_HANDLE_FID
+#define AT_HANDLE_FID 0x200 /* Linux 6.5 */
+#endif
 #define ANY_STALE(error) ((error) == ESTALE || (error) == ENOENT || (error) == EOPNOTSUPP)
 
 struct slot {
@@ -224,27 +227,51 @@ static int rename_name(const struct replay_request *r, int dir, const char *name
 	return result;
 }
 
+/* Whether what an O_PATH descriptor is of is this node; asks nobody. */
+static bool is_node(int fd, const struct replay_place *place)
+{
+	union {
+		struct file_handle handle;
+		char bytes[sizeof(struct file_handle) + 128];
+	} u = { .handle = { .handle_bytes = 128 } };
+	uint32_t words[3];
+	int mount;
+
+	/* Without export support a handle is had as an identity only. */
+	if (name_to_handle_at(fd, "", &u.handle, &mount, AT_EMPTY_PATH | AT_HANDLE_FID) < 0 &&
+	    name_to_handle_at(fd, "", &u.handle, &mount, AT_EMPTY_PATH) < 0)
+		return false;
+	memcpy(words, u.handle.f_handle, sizeof(words));
+	return u.handle.handle_bytes >= 12 && words[0] == (uint32_t)(place->nodeid >> 32) &&
+	       words[1] == (uint32_t)place->nodeid && words[2] == place->generation;
+}
+
+/* Opened for writing is only what was asked for: another object under the name
+ * may be about to be executed, which would fail. */
 static int close_write(const struct replay_request *r, int dir, const char *name)
 {
+	int path_fd = r->flags & REPLAY_HELD ?
+			      dir :
+			      openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 	char path[40];
 	int fd, error = 0;
 
-	if (r->flags & REPLAY_HELD) {
-		snprintf(path, sizeof(path), "/proc/self/fd/%d", dir);
-		fd = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+	if (path_fd < 0)
+		return -1;
+	if (!is_node(path_fd, &r->object)) {
+		error = EBUSY;
 	} else {
-		fd = openat(dir, name, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", path_fd);
+		fd = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+		if (fd < 0)
+			error = errno;
+		if (r->flags & REPLAY_MTIME)
+			touch(r, path_fd, "", AT_EMPTY_PATH);
+		if (fd >= 0)
+			close(fd);
 	}
-	if (fd < 0)
-		error = errno;
-	if (r->flags & REPLAY_MTIME) {
-		if (r->flags & REPLAY_HELD)
-			touch(r, dir, "", AT_EMPTY_PATH);
-		else
-			touch(r, dir, name, AT_SYMLINK_NOFOLLOW);
-	}
-	if (fd >= 0)
-		close(fd);
+	if (path_fd != dir)
+		close(path_fd);
 	errno = error;
 	return error ? -1 : 0;
 }

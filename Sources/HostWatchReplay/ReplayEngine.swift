@@ -20,12 +20,18 @@ import Synchronization
 package final class ReplayEngine: Sendable {
   typealias Record = HostWatchClient.Record
 
+  /// Beyond so many waiting records they are not replayed one by one: what they
+  /// name is invalidated, and what has become of it is told.
+  static let maxWaiting = 8_192
+
   let mount: any ReplayMount
   /// A hidden directory for what crosses the export's boundary or has no name.
   package let orphanage: NodeID
   let orphanageName: [UInt8]
   let queue = Monitor(ReplayQueue())
   let ticket = Locked<Ticket?>(nil)
+  /// Nodes that are about to be executed, and until when that is so.
+  let executed = Locked<[UInt64: UInt64]>([:])
   let settling = Locked(Settling())
   let figuresState = Locked(ReplayFigures())
   let replayerPID = Atomic<Int>(0)
@@ -71,7 +77,13 @@ package final class ReplayEngine: Sendable {
   /// What a request of the mount's own users has put under a name, nil for
   /// nothing: watchers were told that by the kernel.
   package func guestChanged(_ place: Place, to node: NodeID?) {
-    settling.withLock { $0.guestChanged(place, to: node) }
+    guard replayerID != 0 else { return }
+    let isFirst = settling.withLock { settling in
+      settling.note(place, told: node, now: monotonicNanoseconds())
+      return settling.count == 1
+    }
+    // The engine's thread sleeps for as long as there is nothing to settle.
+    if isFirst { queue.change { $0.isDisturbed = true } }
   }
 
   /// Everything in the view is compared with the host once the queue is empty,
@@ -94,6 +106,11 @@ package final class ReplayEngine: Sendable {
   func announce(_ place: Place, _ node: NodeID?) {
     guard place.directory != orphanage else { return }
     settling.withLock { $0.note(place, told: node, now: monotonicNanoseconds()) }
+  }
+
+  /// A record is about the name, under which `before` was until then.
+  func touch(_ place: Place, before: NodeID?) {
+    settling.withLock { $0.touch(place, before: before, now: monotonicNanoseconds()) }
   }
 
   func count(_ field: WritableKeyPath<ReplayFigures, UInt64> & Sendable, _ more: UInt64 = 1) {

@@ -52,6 +52,17 @@ struct ReplayQueue: Sendable {
     return nil
   }
 
+  mutating func removeAll() -> [Item] {
+    defer {
+      let closed = (isClosed, replayerEnded, isDisturbed)
+      let next = base + UInt64(items.count)
+      self = ReplayQueue()
+      (isClosed, replayerEnded, isDisturbed) = closed
+      base = next
+    }
+    return items[head...].compactMap { $0 }
+  }
+
   /// The next record, which stays.
   var first: Record? { first { _ in true } }
 

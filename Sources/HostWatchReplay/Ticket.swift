@@ -1,3 +1,4 @@
+import Glibc
 import HostWatch
 
 /// The one ghost operation that is under way, and the answers to its requests.
@@ -156,15 +157,49 @@ extension ReplayEngine {
 
   /// SETATTR by the replayer: whether to answer with what the host has, else EBUSY.
   package func ghostTouch(_ nodeid: UInt64) -> Bool {
-    guard let ticket = ticket.withLock({ $0 }), ticket.child.nodeid == nodeid else { return false }
-    return ticket.operation == .touch || ticket.operation == .closeWrite
+    guard let ticket = ticket.withLock({ $0 }), ticket.child.nodeid == nodeid,
+      ticket.operation == .touch || ticket.operation == .closeWrite
+    else {
+      refuse()
+      return false
+    }
+    return true
   }
 
   /// OPEN by the replayer: whether to answer with a handle of which nothing
   /// comes (DIRECT_IO, NOFLUSH, KEEP_CACHE), else EBUSY.
   package func ghostOpen(_ nodeid: UInt64) -> Bool {
-    guard let ticket = ticket.withLock({ $0 }) else { return false }
-    return ticket.operation == .closeWrite && ticket.child.nodeid == nodeid
+    guard let ticket = ticket.withLock({ $0 }), ticket.operation == .closeWrite,
+      ticket.child.nodeid == nodeid
+    else {
+      refuse()
+      return false
+    }
+    return true
+  }
+
+  /// A client is about to execute the node. While the replayer has it open for
+  /// writing that would fail (ETXTBSY), so this waits for the replayer's close,
+  /// which needs nothing that the client holds; and for a while the replayer
+  /// leaves the node alone.
+  package func guestExecutes(_ nodeid: UInt64) {
+    guard replayerID != 0 else { return }
+    let deadline = monotonicNanoseconds() + Self.executionNanoseconds
+    executed.withLock { executed in
+      if executed.count >= 1_024 { executed = executed.filter { $0.value > deadline - 2 * Self.executionNanoseconds } }
+      executed[nodeid] = deadline
+    }
+    func isBeingWritten() -> Bool {
+      ticket.withLock { $0?.operation == .closeWrite && $0?.child.nodeid == nodeid }
+    }
+    while isBeingWritten(), monotonicNanoseconds() < deadline { usleep(50) }
+  }
+
+  static var executionNanoseconds: UInt64 { 50_000_000 }
+
+  /// With the ticket for writing it set: whether nobody is about to execute it.
+  func mayBeWritten(_ nodeid: UInt64) -> Bool {
+    executed.withLock { ($0[nodeid] ?? 0) < monotonicNanoseconds() }
   }
 
   /// Whether the host has this very object under this name.

@@ -44,6 +44,8 @@ final class Worker {
         apply(item.record)
         let lag = monotonicNanoseconds() - item.arrived
         engine.figuresState.withLock { $0.lagNanoseconds = lag }
+      case .overrun(let items):
+        for item in items { summarize(item.record) }
       case .quiet:
         settle()
       case .replayerEnded(let pid):
@@ -57,6 +59,8 @@ final class Worker {
 
   private enum Work {
     case record(ReplayQueue.Item)
+    /// Too many to be replayed one by one.
+    case overrun([ReplayQueue.Item])
     case quiet
     case replayerEnded(pid_t)
   }
@@ -74,6 +78,7 @@ final class Worker {
           queue.replayerEnded = nil
           return .replayerEnded(pid)
         }
+        if queue.count > ReplayEngine.maxWaiting { return .overrun(queue.removeAll()) }
         if let item = queue.popFirst() { return .record(item) }
         if queue.isDisturbed {
           queue.isDisturbed = false
@@ -117,6 +122,10 @@ final class Worker {
   /// One operation of the replayer's, with `ticket` for its requests.
   func perform(_ ticket: Ticket, _ request: replay_request) -> Outcome {
     engine.ticket.withLock { $0 = ticket }
+    if ticket.operation == .closeWrite, !engine.mayBeWritten(ticket.child.nodeid) {
+      engine.ticket.withLock { $0 = nil }
+      return .refused
+    }
     let answer = call(
       request, ticket.place, ticket.newPlace ?? Place(.none, []))
     let refused = engine.ticket.withLock { current in
@@ -195,6 +204,28 @@ final class Worker {
     }
   }
 
+  /// Not replayed: caches are made true, and what is different in the end about
+  /// the names is told when they are settled.
+  private func summarize(_ record: Record) {
+    engine.count(\.superseded)
+    if record.flags.contains(.recheck) { return recheck(record) }
+    let node: NodeID? = record.node == .none ? nil : record.node
+    if !record.mask.isDisjoint(with: [.create, .delete, .rename]) {
+      if let source = record.source, mount.isKnown(source.directory) {
+        let before = record.mask.contains(.create) ? nil : node ?? mount.entry(source)
+        engine.touch(source, before: before)
+        invalidate(source, nil)
+      }
+      if let destination = record.destination, mount.isKnown(destination.directory) {
+        engine.touch(destination, before: mount.entry(destination))
+        invalidate(destination, nil)
+      }
+    }
+    guard let node, mount.isKnown(node) else { return }
+    mount.invalidateNode(node, contents: true)
+    if record.isOfObjectAlone, record.mask.contains(.deleteSelf) { end(node) }
+  }
+
   /// The object may have changed unseen: nothing is told of it, but what names
   /// a directory holds.
   private func recheck(_ record: Record) {
@@ -202,7 +233,7 @@ final class Worker {
     guard record.mask.contains(.isDirectory) else { return }
     for (name, node) in mount.entries(in: record.node) {
       let place = Place(record.node, name)
-      engine.settling.withLock { $0.note(place, told: node, now: monotonicNanoseconds()) }
+      engine.touch(place, before: node)
     }
   }
 
@@ -230,7 +261,6 @@ final class Worker {
       mount.replayFailed(what, place, errno: number)
     }
     invalidate(place, child)
-    if let place { engine.announce(place, mount.entry(place)) }
     return false
   }
 }

@@ -12,9 +12,15 @@ extension Worker {
       skip(record)
       return mount.invalidateNode(record.node, contents: true)
     }
-    let child = subject(of: record, at: place, kind: kind(record))
-    defer { mount.release(child) }
     let present = mount.entry(place)
+    let child: NodeID
+    if record.node == .none, let present, mount.retain(present) {
+      // What watchers were told has the name is what they are told of.
+      child = present
+    } else {
+      child = subject(of: record, at: place, kind: kind(record))
+    }
+    defer { mount.release(child) }
     if held[child] != nil {
       touch(child, place, fold(record), held: true)
     } else if present == nil || present == child {
@@ -155,6 +161,10 @@ extension Worker {
     let ticket = Ticket(
       operation: operation == REPLAY_CLOSE_WRITE ? .closeWrite : .touch, place: at, child: child)
     let outcome = perform(ticket, request)
+    if outcome == .failed(EBUSY) || outcome == .failed(ETXTBSY) {
+      // Another object has the name by now, or somebody executes this one.
+      return .refused
+    }
     guard case .failed(let number) = outcome, let place, !held,
       [ENOENT, ENOTDIR, ELOOP, ESTALE].contains(number)
     else { return outcome }

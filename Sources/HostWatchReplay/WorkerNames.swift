@@ -38,6 +38,7 @@ extension Worker {
     guard let place = record.source, mount.isKnown(place.directory) else {
       return skip(record)
     }
+    engine.touch(place, before: nil)
     let child = subject(of: record, at: place, kind: kind(record))
     defer { mount.release(child) }
     let outcome = ghostCreate(place, child)
@@ -87,7 +88,8 @@ extension Worker {
         if record.node == .none, engine.isOnHost(present, place) {
           mount.release(present)
           engine.count(\.superseded)
-          return
+          // What was removed had a name until then; nobody knows which object.
+          return engine.touch(place, before: nil)
         }
       } else {
         engine.count(\.phantoms)
@@ -95,10 +97,10 @@ extension Worker {
       }
     }
     defer { mount.release(child) }
+    engine.touch(place, before: child)
     guard present == nil || present == child else {
       // Another object has the name by now, and the kernel knows it.
       engine.count(\.superseded)
-      engine.announce(place, present)
       return lost(child, nil)
     }
     let outcome = ghostRemove(place, child)

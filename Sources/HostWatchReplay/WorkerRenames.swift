@@ -13,12 +13,13 @@ extension Worker {
     guard source != nil || destination != nil else { return skip(record) }
     let child = renamed(record, source, destination)
     defer { mount.release(child) }
+    if let source { engine.touch(source, before: child) }
+    if let destination { engine.touch(destination, before: victim?.node) }
     var move = Move(child: child, source: source, destination: destination)
     if let source, let present = mount.entry(source), present != child {
       // Something newer has the old name: only the arrival is told.
       move.source = nil
       engine.count(\.superseded)
-      engine.announce(source, present)
     }
     let reverse = exchanged(record, move)
     if let reverse {
@@ -118,7 +119,6 @@ extension Worker {
       mount.release(found)
       move.destination = nil
       engine.count(\.superseded)
-      engine.announce(destination, found)
       return
     }
     let lives = status?.links ?? 0 > 0
@@ -188,7 +188,6 @@ extension Worker {
       settleTarget(move, exchange, flags, remaining)
     } else if to.directory != engine.orphanage {
       invalidate(to, nil)
-      engine.announce(to, mount.entry(to))
     }
     if to.directory == engine.orphanage { mount.expireEntry(to) }
   }

@@ -32,8 +32,9 @@ extension Replay: Interceptor {
     view.enter(node.nodeid, as: entry)
     parameters.ino = node.nodeid
     parameters.generation = View.generation
-    parameters.attr = attributes(engine, node.nodeid)
-    if lasting {
+    let (status, isReal) = attributes(engine, node.nodeid)
+    parameters.attr = status
+    if lasting, isReal {
       let timeouts = view.timeouts(parent: entry.parent, node: node.nodeid)
       parameters.entry_timeout = timeouts.entry
       parameters.attr_timeout = timeouts.attributes
@@ -46,10 +47,12 @@ extension Replay: Interceptor {
 
   /// The host's, with the link count that the kernel is to see; made up for what
   /// is gone.
-  private func attributes(_ engine: ReplayEngine, _ id: UInt64) -> stat {
+  private func attributes(_ engine: ReplayEngine, _ id: UInt64) -> (stat, isReal: Bool) {
     var status = stat()
+    var isReal = false
     if let node = view.node(id), let real = try? backing.open(node).status() {
       status = real
+      isReal = true
     } else {
       let type = view.node(id)?.type ?? S_IFREG
       // No inode number of a real object's.
@@ -60,22 +63,23 @@ extension Replay: Interceptor {
     }
     let links = Int(clamping: status.st_nlink) + engine.linkBias(of: id)
     status.st_nlink = numericCast(max(0, links))
-    return status
+    return (status, isReal)
   }
 
   func attributes(_ request: Request, of node: UInt64) -> Bool {
     guard let engine else { return false }
     // While a link count is to be counted down, all see what the kernel needs.
     guard engine.linkBias(of: node) != 0 || self.engine(for: request) != nil else { return false }
-    request.reply(attributes(engine, node), timeout: 0)
+    request.reply(attributes(engine, node).0, timeout: 0)
     return true
   }
 
   func setAttributes(_ request: Request, of node: UInt64) -> Bool {
     guard let engine = engine(for: request) else { return false }
     if engine.ghostTouch(node) {
-      let timeout = view.timeouts(parent: nil, node: node).attributes
-      request.reply(attributes(engine, node), timeout: timeout)
+      let (status, isReal) = attributes(engine, node)
+      let timeout = isReal ? view.timeouts(parent: nil, node: node).attributes : 0
+      request.reply(status, timeout: timeout)
     } else {
       request.fail(EBUSY)
     }
@@ -106,7 +110,11 @@ extension Replay: Interceptor {
   }
 
   func open(_ request: Request, _ node: UInt64, _ file: inout OpenReply) -> Bool {
-    guard let engine = engine(for: request) else { return false }
+    guard let engine = engine(for: request) else {
+      // __FMODE_EXEC of Linux' include/linux/fs.h, which execve passes on.
+      if file.flags & 0x20 != 0 { self.engine?.guestExecutes(node) }
+      return false
+    }
     guard engine.ghostOpen(node) else {
       request.fail(EBUSY)
       return true
