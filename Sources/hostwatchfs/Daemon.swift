@@ -105,6 +105,9 @@ import HostWatch
     unsafe hostwatch_next(handle, &event, timeoutMilliseconds)
   }
 
+  /// Readable when `next` has something to do; a negative errno without one.
+  var pollDescriptor: Int32 { unsafe hostwatch_fd(handle) }
+
   func reconnect() -> Int32 { unsafe hostwatch_reconnect(handle) }
 
   /// Wakes every thread that waits in a call, for good.
