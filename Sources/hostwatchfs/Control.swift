@@ -38,7 +38,8 @@ import HostWatch
   func start() {
     let thread = startThread(named: "control") {
       while true {
-        guard let peer = try? Descriptor(checking: hwfs_accept(self.listener.number)) else {
+        guard let peer = try? Descriptor(checking: self.listener.use { fd in hwfs_accept(fd) })
+        else {
           if self.isEnded.withLock({ $0 }) { return }
           usleep(100_000)  // no descriptor is free
           continue
@@ -53,15 +54,15 @@ import HostWatch
   func stop() {
     isEnded.withLock { $0 = true }
     _ = unsafe unlink("\(Self.directory)/\(name)")
-    shutdown(listener.number, Int32(SHUT_RDWR))
+    _ = listener.use { shutdown($0, Int32(SHUT_RDWR)) }
   }
 
   private func serve(_ peer: Descriptor) {
     var buffer = [CChar](repeating: 0, count: 64)
     while true {
-      let count = unsafe buffer.withUnsafeMutableBufferPointer {
+      let count = unsafe buffer.withUnsafeMutableBufferPointer { buffer in
         // It is not empty.
-        unsafe hwfs_receive(peer.number, $0.baseAddress!, $0.count)
+        peer.use { fd in unsafe hwfs_receive(fd, buffer.baseAddress!, buffer.count) }
       }
       guard count > 0 else { return }
       let word = String(decoding: buffer[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
@@ -72,9 +73,9 @@ import HostWatch
         default: "unknown"
         }
       let bytes = answer.utf8.map { CChar(bitPattern: $0) }
-      let sent = unsafe bytes.withUnsafeBufferPointer {
+      let sent = unsafe bytes.withUnsafeBufferPointer { buffer in
         // No answer is empty.
-        unsafe hwfs_send(peer.number, $0.baseAddress!, $0.count)
+        peer.use { fd in unsafe hwfs_send(fd, buffer.baseAddress!, buffer.count) }
       }
       guard sent == bytes.count else { return }
     }
