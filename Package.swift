@@ -72,7 +72,8 @@ let package = Package(
       ],
       swiftSettings: strict),
     .testTarget(
-      name: "HostWatchTests", dependencies: ["HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchd"],
+      name: "HostWatchTests",
+      dependencies: ["HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchd"],
       swiftSettings: strict),
     .testTarget(
       name: "HostWatchKernelTests", dependencies: ["HostWatch", "CFanotify", "CHostWatch"],

@@ -13,7 +13,9 @@
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/xattr.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -378,6 +380,73 @@ void hwfs_event_wait(int event, int timeout_ms)
 
 	poll(&poll_event, 1, timeout_ms);
 	eventfd_read(event, &count);
+}
+
+void hwfs_wait(int first, int second, int timeout_ms)
+{
+	struct pollfd fds[2] = { { .fd = first, .events = POLLIN },
+				 { .fd = second, .events = POLLIN } };
+
+	poll(fds, 2, timeout_ms);
+}
+
+int hwfs_listen(const char *directory, const char *name)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int listener, probe, error;
+	int size = snprintf(address.sun_path, sizeof(address.sun_path), "%s/%s",
+			    directory, name);
+
+	if (size < 0 || (size_t)size >= sizeof(address.sun_path))
+		return -ENAMETOOLONG;
+	if (mkdir(directory, 0755) == 0)
+		chmod(directory, 0755); /* the umask is 0 */
+	else if (errno != EEXIST)
+		return -errno;
+	probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (probe < 0)
+		return -errno;
+	error = connect(probe, (struct sockaddr *)&address,
+			sizeof(address)) < 0 ? errno : EADDRINUSE;
+	close(probe);
+	if (error == ECONNREFUSED)
+		unlink(address.sun_path);
+	else if (error != ENOENT)
+		return -error;
+	listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (listener < 0)
+		return -errno;
+	/* The mode is that of the socket before bind(2). */
+	if (fchmod(listener, 0600) < 0 ||
+	    bind(listener, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+	    listen(listener, 16) < 0) {
+		error = errno;
+		close(listener);
+		return -error;
+	}
+	return listener;
+}
+
+int hwfs_accept(int socket)
+{
+	struct timeval limit = { .tv_sec = 1 };
+	int peer = accept4(socket, NULL, NULL, SOCK_CLOEXEC);
+
+	if (peer < 0)
+		return -errno;
+	setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+	setsockopt(peer, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+	return peer;
+}
+
+long hwfs_receive(int socket, char *buffer, size_t size)
+{
+	RESULT(recv(socket, buffer, size, 0));
+}
+
+long hwfs_send(int socket, const char *data, size_t size)
+{
+	RESULT(send(socket, data, size, MSG_NOSIGNAL));
 }
 
 void hwfs_print_error(const char *text, size_t size)

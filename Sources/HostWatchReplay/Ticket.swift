@@ -186,7 +186,9 @@ extension ReplayEngine {
     guard replayerID != 0 else { return }
     let deadline = monotonicNanoseconds() + Self.executionNanoseconds
     executed.withLock { executed in
-      if executed.count >= 1_024 { executed = executed.filter { $0.value > deadline - 2 * Self.executionNanoseconds } }
+      if executed.count >= 1_024 {
+        executed = executed.filter { $0.value > deadline - 2 * Self.executionNanoseconds }
+      }
       executed[nodeid] = deadline
     }
     func isBeingWritten() -> Bool {

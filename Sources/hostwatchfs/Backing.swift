@@ -4,7 +4,7 @@ import HostWatch
 
 /// An open descriptor; closed with the last reference to it.
 final class Descriptor: Sendable {
-  let number: Int32
+  private let number: Int32
 
   /// `number` is the caller's to give away.
   init(_ number: Int32) { self.number = number }
@@ -16,9 +16,24 @@ final class Descriptor: Sendable {
 
   deinit { close(number) }
 
+  /// Calls `body` with the number, open for the time of the call. It is not to
+  /// be had otherwise: a number outlives the last use of its owner by nothing.
+  func use<Result, Failure: Error>(_ body: (Int32) throws(Failure) -> Result) throws(Failure)
+    -> Result
+  {
+    defer { withExtendedLifetime(self) {} }
+    return try body(number)
+  }
+
+  /// The same for several.
+  static func use<Result>(_ descriptors: [Descriptor], _ body: ([Int32]) -> Result) -> Result {
+    defer { withExtendedLifetime(descriptors) {} }
+    return body(descriptors.map(\.number))
+  }
+
   func status() throws(Failure) -> stat {
     var status = stat()
-    try check(unsafe hwfs_stat(number, &status))
+    try check(use { unsafe hwfs_stat($0, &status) })
     return status
   }
 }
@@ -75,9 +90,9 @@ final class Backing: Sendable {
     var fault: Failure?
     var raw = hwfs_handle()
     do throws(Failure) {
-      try check(unsafe hwfs_handle_of(directory.number, &raw))
+      try check(directory.use { fd in unsafe hwfs_handle_of(fd, &raw) })
       _ = try Descriptor(
-        checking: unsafe hwfs_open_handle(directory.number, &raw, Int32(hwfs_o_path)))
+        checking: directory.use { fd in unsafe hwfs_open_handle(fd, &raw, Int32(hwfs_o_path)) })
     } catch {
       fault = error
     }
@@ -95,7 +110,7 @@ final class Backing: Sendable {
         key: Self.key(inode: UInt64(status.st_ino), device), kept: descriptor)
     }
     var raw = hwfs_handle()
-    try check(unsafe hwfs_handle_of(descriptor.number, &raw))
+    try check(descriptor.use { fd in unsafe hwfs_handle_of(fd, &raw) })
     return BackingObject(key: Self.key(raw, device), kept: nil)
   }
 
@@ -112,8 +127,10 @@ final class Backing: Sendable {
       unsafe $0.copyBytes(from: object.key.bytes)
     }
     let descriptor = try Descriptor(
-      checking: unsafe hwfs_open_handle(
-        rootDescriptor.number, &raw, Int32(hwfs_o_path) | O_NOFOLLOW))
+      checking: rootDescriptor.use { fd in
+        unsafe hwfs_open_handle(
+          fd, &raw, Int32(hwfs_o_path) | O_NOFOLLOW)
+      })
     if node.isDirectory { keep(descriptor, for: node.id) }
     return descriptor
   }
@@ -122,7 +139,9 @@ final class Backing: Sendable {
   func open(_ name: Name, in directory: Descriptor) throws(Failure) -> Descriptor {
     let flags = Int32(hwfs_o_path) | O_NOFOLLOW
     return try Descriptor(
-      checking: unsafe name.withCString { unsafe hwfs_open(directory.number, $0, flags, 0) })
+      checking: unsafe name.withCString { name in
+        directory.use { fd in unsafe hwfs_open(fd, name, flags, 0) }
+      })
   }
 
   func keep(_ descriptor: Descriptor, for id: UInt64) {

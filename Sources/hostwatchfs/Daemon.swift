@@ -25,13 +25,15 @@ import HostWatch
   init(socket: String, root: Descriptor) throws(Refusal) {
     var options = unsafe hostwatch_options()
     unsafe hostwatch_options_init(&options, MemoryLayout<hostwatch_options>.size)
-    unsafe options.root_fd = root.number
     unsafe options.mode = UInt32(HW_MODE_NODES)
     unsafe options.options = UInt32(HW_SUPPRESS_ECHO)
     var opened: OpaquePointer?
-    let result = unsafe socket.withCString { path in
-      unsafe options.socket_path = path
-      return unsafe hostwatch_open(&options, &opened)
+    let result = root.use { root in
+      unsafe socket.withCString { path in
+        unsafe options.root_fd = root
+        unsafe options.socket_path = path
+        return unsafe hostwatch_open(&options, &opened)
+      }
     }
     guard result == 0, let opened = unsafe opened else {
       throw Refusal(code: -result, text: Self.errorText)
@@ -76,8 +78,7 @@ import HostWatch
         since_sec: Int64($0.since?.tv_sec ?? 0), since_nsec: UInt32($0.since?.tv_nsec ?? 0),
         reserved: 0)
     }
-    let descriptors = nodes.map(\.descriptor.number)
-    return withExtendedLifetime(nodes) {
+    return Descriptor.use(nodes.map(\.descriptor)) { descriptors in
       unsafe entries.withUnsafeBufferPointer { entries in
         unsafe descriptors.withUnsafeBufferPointer { descriptors in
           // Neither is empty.
@@ -104,6 +105,9 @@ import HostWatch
   func next(_ event: inout hostwatch_event, timeoutMilliseconds: Int32) -> Int32 {
     unsafe hostwatch_next(handle, &event, timeoutMilliseconds)
   }
+
+  /// Readable when `next` has something to do; a negative errno without one.
+  var pollDescriptor: Int32 { unsafe hostwatch_fd(handle) }
 
   func reconnect() -> Int32 { unsafe hostwatch_reconnect(handle) }
 

@@ -22,6 +22,15 @@ import HostWatch
   // Set once before the thread starts, and read by `stop` after.
   private nonisolated(unsafe) var thread = pthread_t()
   private let stopping = Locked(false)
+  private struct Progress: Sendable {
+    /// Callers of `sync`, and up to which they have been served.
+    var asked: UInt64 = 0
+    var served: UInt64 = 0
+    var busySince: UInt64?
+  }
+  private let progress = Locked(Progress())
+  /// Ends the thread's wait.
+  private let wake: Int32
   // The follower's thread alone uses these.
   private nonisolated(unsafe) var isLost = false
 
@@ -36,7 +45,11 @@ import HostWatch
     self.invalidator = invalidator
     self.statistics = statistics
     self.log = log
+    wake = hwfs_event_new()
+    precondition(wake >= 0, "no eventfd: errno \(-wake)")
   }
+
+  deinit { close(wake) }
 
   func start() {
     unsafe thread = startThread(named: "follower") { self.run() }
@@ -45,33 +58,78 @@ import HostWatch
   func stop() {
     stopping.withLock { $0 = true }
     daemon.shutDown()
+    hwfs_event_raise(wake)
     unsafe pthread_join(thread, nil)
+  }
+
+  /// Waits until every change on the host that was complete before is applied.
+  /// False if that is not to be had: out of step, or at the end. Not for
+  /// handlers, nor for the follower's thread.
+  func sync() -> Bool {
+    guard daemon.sync() == 0 else { return false }
+    // Everything is in the handle now. The follower says when it has found that
+    // empty after this.
+    let wanted = progress.withLock { progress in
+      progress.asked += 1
+      return progress.asked
+    }
+    hwfs_event_raise(wake)
+    while progress.withLock({ $0.served < wanted }) {
+      if stopping.withLock({ $0 }) { return false }
+      usleep(200)
+    }
+    return view.isInStep
+  }
+
+  /// For how long records have been applied without a pause.
+  var lagMicroseconds: UInt64 {
+    progress.withLock { $0.busySince.map { Self.now() - $0 } ?? 0 }
   }
 
   private func run() {
     view.isInStep = true
     applier.start()
     var event = unsafe hostwatch_event()
-    var pause: Int32 = -1
-    while true {
-      let result = unsafe daemon.next(&event, timeoutMilliseconds: pause)
+    var pause: Int32 = 0
+    while !stopping.withLock({ $0 }) {
+      let asked = progress.withLock { $0.asked }
+      let result = unsafe daemon.next(&event, timeoutMilliseconds: 0)
       if result == 1 {
+        progress.withLock { $0.busySince = $0.busySince ?? Self.now() }
         unsafe handle(event)
-        pause = 0
       } else if result == 0 {
         pause = earlier(invalidator.settle(), applier.settle())
+        progress.withLock { progress in
+          progress.busySince = nil
+          if pause < 0 { progress.served = asked }
+        }
+        wait(pause)
       } else {
-        if stopping.withLock({ $0 }) { break }
         leaveStep("the connection to hostwatchd is lost: \(Daemon.errorText)")
         guard reconnect() else { break }
-        pause = 0
       }
     }
     applier.stop()
   }
 
+  private func wait(_ milliseconds: Int32) {
+    let isAsked = progress.withLock { $0.served < $0.asked }
+    guard !isAsked || milliseconds > 0 else { return }
+    let descriptor = daemon.pollDescriptor
+    // Without a descriptor to wait for (EMFILE) it looks every now and then.
+    hwfs_wait(descriptor, wake, descriptor < 0 ? 10 : milliseconds)
+    hwfs_event_wait(wake, 0)
+  }
+
   private func earlier(_ first: Int32, _ second: Int32) -> Int32 {
     first < 0 ? second : second < 0 ? first : min(first, second)
+  }
+
+  /// Microseconds.
+  private static func now() -> UInt64 {
+    var time = timespec()
+    _ = unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+    return UInt64(time.tv_sec) * 1_000_000 + UInt64(time.tv_nsec) / 1000
   }
 
   private func handle(_ event: hostwatch_event) {

@@ -55,9 +55,10 @@ final class LockTable: Sendable {
         state.claimed[file] = key
         holder = Holder(descriptor: open, file: file)
       } else {
-        let flags = fcntl(open.number, F_GETFL) & O_ACCMODE
+        let flags = open.use { fcntl($0, F_GETFL) } & O_ACCMODE
         holder = Holder(
-          descriptor: try Descriptor(checking: hwfs_reopen(open.number, flags)), file: nil)
+          descriptor: try Descriptor(checking: open.use { fd in hwfs_reopen(fd, flags) }), file: nil
+        )
       }
       state.holders[key] = holder
       return holder.descriptor
@@ -76,7 +77,7 @@ final class LockTable: Sendable {
     var all = flock()
     all.l_type = Int16(F_UNLCK)
     all.l_whence = Int16(SEEK_SET)
-    _ = unsafe hwfs_setlk(holder.descriptor.number, &all)
+    _ = holder.descriptor.use { fd in unsafe hwfs_setlk(fd, &all) }
     retry()
   }
 

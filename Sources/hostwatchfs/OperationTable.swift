@@ -67,8 +67,9 @@ enum OperationTable {
     unsafe table.forget_multi = { request, count, nodes in
       let (server, request) = unsafe OperationTable.server(request)
       // `count` elements.
-      unsafe UnsafeBufferPointer(start: nodes, count: count).forEach {
-        server.forget($0.ino, lookups: $0.nlookup)
+      let forgotten = unsafe UnsafeBufferPointer(start: nodes, count: count)
+      for index in forgotten.indices {
+        unsafe server.forget(forgotten[index].ino, lookups: forgotten[index].nlookup)
       }
       request.none()
     }

@@ -13,7 +13,7 @@ import HostWatch
 
   /// Takes over `file`, open for reading.
   init(_ file: Descriptor) throws(Failure) {
-    let copy = try check(hwfs_dup(file.number))
+    let copy = try check(file.use { fd in hwfs_dup(fd) })
     guard let stream = unsafe fdopendir(copy) else {
       let code = errno
       close(copy)
@@ -54,7 +54,7 @@ extension Server {
     request.answer { () throws(Failure) in
       let descriptor = try open(id)
       let file = try Descriptor(
-        checking: hwfs_reopen(descriptor.number, O_RDONLY | O_DIRECTORY))
+        checking: descriptor.use { fd in hwfs_reopen(fd, O_RDONLY | O_DIRECTORY) })
       let stream = try DirectoryStream(file)
       // The listing is kept while every change of it is told.
       let keeps = view.timeouts(parent: id, node: nil).entry > 0
@@ -155,7 +155,7 @@ extension Server {
   func synchronizeDirectory(_ request: Request, _ handle: UInt64, dataOnly: Bool) {
     request.answer { () throws(Failure) in
       guard let stream = files.directory(handle) else { throw Failure(EBADF) }
-      try check(hwfs_fsync(stream.descriptor.number, dataOnly))
+      try check(stream.descriptor.use { fd in hwfs_fsync(fd, dataOnly) })
       request.done()
     }
   }

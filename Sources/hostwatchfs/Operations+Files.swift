@@ -28,7 +28,7 @@ extension Server {
       if reply.flags & O_ACCMODE != O_RDONLY { try checkWritable() }
       let descriptor = try open(id)
       let file = try Descriptor(
-        checking: hwfs_reopen(descriptor.number, hostFlags(reply.flags)))
+        checking: descriptor.use { fd in hwfs_reopen(fd, hostFlags(reply.flags)) })
       cacheFlags(&reply)
       if view.node(id)?.following != .yes { reply.info.keep_cache = 0 }
       reply.handle = files.add(file)
@@ -46,12 +46,12 @@ extension Server {
       let flags = hostFlags(reply.flags) | O_CREAT | (reply.flags & O_EXCL) | O_NOFOLLOW
       let number = try asCaller(request) { () throws(Failure) in
         try unsafe entry.name.withCString { name throws(Failure) in
-          try check(unsafe hwfs_open(parent.number, name, flags, mode))
+          try check(parent.use { fd in unsafe hwfs_open(fd, name, flags, mode) })
         }
       }
       let file = Descriptor(number)
       // Through the file itself: the name may be another object's by now.
-      let path = try Descriptor(checking: hwfs_reopen(file.number, Int32(hwfs_o_path)))
+      let path = try Descriptor(checking: file.use { fd in hwfs_reopen(fd, Int32(hwfs_o_path)) })
       let found = try found(path, told: entry)
       interceptor?.clientChanged(entry, to: found.node.id)
       register([found])
@@ -83,7 +83,7 @@ extension Server {
     request.answer { () throws(Failure) in
       let descriptor = try files.requireFile(file)
       let written = try check(
-        unsafe hwfs_pwrite(descriptor.number, data.baseAddress, data.count, offset))
+        descriptor.use { fd in unsafe hwfs_pwrite(fd, data.baseAddress, data.count, offset) })
       request.reply(written: written)
     }
   }
@@ -93,7 +93,7 @@ extension Server {
     request.answer { () throws(Failure) in
       let descriptor = try files.requireFile(info.fh)
       locks.release(node: id, owner: info.lock_owner)
-      try check(hwfs_flush(descriptor.number))
+      try check(descriptor.use { fd in hwfs_flush(fd) })
       request.done()
     }
   }
@@ -106,7 +106,8 @@ extension Server {
 
   func synchronize(_ request: Request, _ file: UInt64, dataOnly: Bool) {
     request.answer { () throws(Failure) in
-      try check(hwfs_fsync(try files.requireFile(file).number, dataOnly))
+      let descriptor = try files.requireFile(file)
+      try check(descriptor.use { fd in hwfs_fsync(fd, dataOnly) })
       request.done()
     }
   }
@@ -114,15 +115,17 @@ extension Server {
   func allocate(_ request: Request, _ file: UInt64, _ mode: Int32, _ offset: off_t, _ length: off_t)
   {
     request.answer { () throws(Failure) in
-      try check(hwfs_fallocate(try files.requireFile(file).number, mode, offset, length))
+      let descriptor = try files.requireFile(file)
+      try check(descriptor.use { fd in hwfs_fallocate(fd, mode, offset, length) })
       request.done()
     }
   }
 
   func seek(_ request: Request, _ file: UInt64, _ offset: off_t, _ whence: Int32) {
     request.answer { () throws(Failure) in
+      let descriptor = try files.requireFile(file)
       request.reply(
-        offset: try check(hwfs_lseek(try files.requireFile(file).number, offset, whence)))
+        offset: try check(descriptor.use { fd in hwfs_lseek(fd, offset, whence) }))
     }
   }
 
@@ -135,8 +138,12 @@ extension Server {
       let output = try files.requireFile(target.file)
       request.reply(
         written: try check(
-          hwfs_copy_range(
-            input.number, source.offset, output.number, target.offset, size, flags)))
+          input.use { fd in
+            output.use { other in
+              hwfs_copy_range(
+                fd, source.offset, other, target.offset, size, flags)
+            }
+          }))
     }
   }
 }

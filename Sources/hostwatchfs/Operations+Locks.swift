@@ -9,7 +9,7 @@ extension Server {
       var lock = wanted
       let descriptor = try locks.descriptor(
         node: id, owner: info.lock_owner, file: info.fh, try files.requireFile(info.fh))
-      try check(unsafe hwfs_getlk(descriptor.number, &lock))
+      try check(descriptor.use { fd in unsafe hwfs_getlk(fd, &lock) })
       request.reply(lock)
     }
   }
@@ -22,7 +22,7 @@ extension Server {
         node: id, owner: info.lock_owner, file: info.fh, try files.requireFile(info.fh))
       locks.lock(request, waits: waits) {
         var lock = wanted
-        return unsafe hwfs_setlk(descriptor.number, &lock)
+        return descriptor.use { fd in unsafe hwfs_setlk(fd, &lock) }
       }
     }
   }
@@ -32,7 +32,7 @@ extension Server {
     request.answer { () throws(Failure) in
       let descriptor = try files.requireFile(file)
       locks.lock(request, waits: operation & LOCK_NB == 0) {
-        hwfs_flock(descriptor.number, operation | LOCK_NB)
+        descriptor.use { fd in hwfs_flock(fd, operation | LOCK_NB) }
       }
     }
   }

@@ -20,11 +20,12 @@ extension Server {
         try unsafe entry.name.withCString { name throws(Failure) in
           switch what {
           case .node(let mode, let device):
-            try check(unsafe hwfs_mknod(parent.number, name, mode, device))
-          case .directory(let mode): try check(unsafe hwfs_mkdir(parent.number, name, mode))
+            try check(parent.use { fd in unsafe hwfs_mknod(fd, name, mode, device) })
+          case .directory(let mode):
+            try check(parent.use { fd in unsafe hwfs_mkdir(fd, name, mode) })
           case .symbolicLink(let target):
             try unsafe target.withCString { target throws(Failure) in
-              try check(unsafe hwfs_symlink(target, parent.number, name))
+              try check(parent.use { fd in unsafe hwfs_symlink(target, fd, name) })
             }
           }
         }
@@ -42,7 +43,9 @@ extension Server {
       let parent = try open(entry.parent)
       let object = try open(source)
       try check(
-        unsafe entry.name.withCString { unsafe hwfs_link(object.number, parent.number, $0) })
+        unsafe entry.name.withCString { name in
+          object.use { fd in parent.use { other in unsafe hwfs_link(fd, other, name) } }
+        })
       let found = try find(entry, in: parent, told: entry)
       interceptor?.clientChanged(entry, to: found.node.id)
       tell(request, found, as: entry, takesAttributes: true)
@@ -57,8 +60,8 @@ extension Server {
       // A client may go on using what it removes, as its working directory for one.
       keepWhatGoes(entry)
       try check(
-        unsafe entry.name.withCString {
-          unsafe hwfs_unlink(parent.number, $0, isDirectory ? AT_REMOVEDIR : 0)
+        unsafe entry.name.withCString { name in
+          parent.use { fd in unsafe hwfs_unlink(fd, name, isDirectory ? AT_REMOVEDIR : 0) }
         })
       view.remove(entry)
       interceptor?.clientChanged(entry, to: 0)
@@ -76,7 +79,8 @@ extension Server {
       try check(
         unsafe old.name.withCString { name in
           unsafe new.name.withCString { newName in
-            unsafe hwfs_rename(from.number, name, to.number, newName, flags)
+            from.use { fd in to.use { other in unsafe hwfs_rename(fd, name, other, newName, flags) }
+            }
           }
         })
       let moved = view.child(old.name, of: old.parent) ?? 0

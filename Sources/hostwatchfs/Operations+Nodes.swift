@@ -57,18 +57,18 @@ extension Server {
       if has(FUSE_SET_ATTR_UID) || has(FUSE_SET_ATTR_GID) {
         let uid = has(FUSE_SET_ATTR_UID) ? wanted.st_uid : uid_t.max
         let gid = has(FUSE_SET_ATTR_GID) ? wanted.st_gid : gid_t.max
-        try check(hwfs_chown(descriptor.number, uid, gid))
+        try check(descriptor.use { fd in hwfs_chown(fd, uid, gid) })
       }
       if has(FUSE_SET_ATTR_SIZE) {
         if let open = file.flatMap({ files.file($0) }) {
-          try check(hwfs_ftruncate(open.number, wanted.st_size))
+          try check(open.use { fd in hwfs_ftruncate(fd, wanted.st_size) })
         } else {
-          try check(hwfs_truncate(descriptor.number, wanted.st_size))
+          try check(descriptor.use { fd in hwfs_truncate(fd, wanted.st_size) })
         }
       }
       // After chown and truncate, which drop the set-id bits.
       if has(FUSE_SET_ATTR_MODE) {
-        try check(hwfs_chmod(descriptor.number, wanted.st_mode & 0o7777))
+        try check(descriptor.use { fd in hwfs_chmod(fd, wanted.st_mode & 0o7777) })
       }
       if has(FUSE_SET_ATTR_ATIME) || has(FUSE_SET_ATTR_MTIME) {
         let omitted = timespec(tv_sec: 0, tv_nsec: Int(hwfs_utime_omit))
@@ -78,9 +78,9 @@ extension Server {
           has(FUSE_SET_ATTR_MTIME_NOW) ? now : has(FUSE_SET_ATTR_MTIME) ? wanted.st_mtim : omitted,
         ]
         try check(
-          unsafe times.withUnsafeBufferPointer {
+          unsafe times.withUnsafeBufferPointer { buffer in
             // Two, as utimensat wants.
-            unsafe hwfs_utimens(descriptor.number, $0.baseAddress!)
+            descriptor.use { fd in unsafe hwfs_utimens(fd, buffer.baseAddress!) }
           })
       }
       let status = try descriptor.status()
@@ -95,9 +95,9 @@ extension Server {
       let descriptor = try open(id)
       var target = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
       let count = try check(
-        unsafe target.withUnsafeMutableBufferPointer {
+        unsafe target.withUnsafeMutableBufferPointer { buffer in
           // One byte stays for the NUL.
-          unsafe hwfs_readlink(descriptor.number, $0.baseAddress!, $0.count - 1)
+          descriptor.use { fd in unsafe hwfs_readlink(fd, buffer.baseAddress!, buffer.count - 1) }
         })
       target[count] = 0
       request.reply(link: target)
@@ -108,7 +108,7 @@ extension Server {
     request.answer { () throws(Failure) in
       let descriptor = try open(id)
       var status = statvfs()
-      try check(unsafe hwfs_statvfs(descriptor.number, &status))
+      try check(descriptor.use { fd in unsafe hwfs_statvfs(fd, &status) })
       request.reply(status)
     }
   }
@@ -122,7 +122,9 @@ extension Server {
     request.answer { () throws(Failure) in
       let descriptor = try open(id)
       unsafe try reply(request, size: size) { buffer, size in
-        unsafe name.withCString { unsafe hwfs_getxattr(descriptor.number, $0, buffer, size) }
+        unsafe name.withCString { name in
+          descriptor.use { fd in unsafe hwfs_getxattr(fd, name, buffer, size) }
+        }
       }
     }
   }
@@ -131,7 +133,7 @@ extension Server {
     request.answer { () throws(Failure) in
       let descriptor = try open(id)
       unsafe try reply(request, size: size) { buffer, size in
-        unsafe hwfs_listxattr(descriptor.number, buffer, size)
+        descriptor.use { fd in unsafe hwfs_listxattr(fd, buffer, size) }
       }
     }
   }
@@ -157,8 +159,10 @@ extension Server {
       let descriptor = try open(id)
       try check(
         unsafe name.withCString { name in
-          unsafe value.withUnsafeBufferPointer {
-            unsafe hwfs_setxattr(descriptor.number, name, $0.baseAddress, $0.count, flags)
+          unsafe value.withUnsafeBufferPointer { buffer in
+            descriptor.use { fd in
+              unsafe hwfs_setxattr(fd, name, buffer.baseAddress, buffer.count, flags)
+            }
           }
         })
       request.done()
@@ -168,7 +172,9 @@ extension Server {
   func removeAttribute(_ request: Request, _ id: UInt64, _ name: Name) {
     request.answer { () throws(Failure) in
       let descriptor = try open(id)
-      try check(unsafe name.withCString { unsafe hwfs_removexattr(descriptor.number, $0) })
+      try check(
+        unsafe name.withCString { name in descriptor.use { fd in unsafe hwfs_removexattr(fd, name) }
+        })
       request.done()
     }
   }

@@ -87,9 +87,11 @@ import Glibc
     unsafe vector.buf.size = size
     unsafe vector.buf.flags = fuse_buf_flags(
       FUSE_BUF_IS_FD.rawValue | FUSE_BUF_FD_SEEK.rawValue)
-    unsafe vector.buf.fd = descriptor.number
     unsafe vector.buf.pos = offset
-    _ = unsafe fuse_reply_data(raw, &vector, fuse_buf_copy_flags(0))
+    descriptor.use {
+      unsafe vector.buf.fd = $0
+      _ = unsafe fuse_reply_data(raw, &vector, fuse_buf_copy_flags(0))
+    }
   }
 
   /// Adds an entry to `buffer` from `start` on: the bytes it needs, which are

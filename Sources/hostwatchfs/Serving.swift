@@ -49,14 +49,40 @@ struct Serving {
       Follower($0, view, backing, replay ?? invalidator, invalidator, statistics, log)
     }
     if let follower { follower.start() } else { view.isInStep = true }
+    let control = startControl(view, statistics, follower)
     started()
     let result = mount.loop(maxThreads: options.maxThreads)
+    control?.stop()
     follower?.stop()
     mount.unmount()
     guard result >= 0 else {
       throw Fault(status: 70, text: "the session ended: \(Hostwatchfs.text(-result))")
     }
   }
+
+  private func startControl(_ view: View, _ statistics: Statistics, _ follower: Follower?)
+    -> Control?
+  {
+    let (source, mountPath, events) = (source, mountPath, options.events.rawValue)
+    do throws(Failure) {
+      let control = try Control(
+        status: {
+          MountStatus(
+            source: source, mountpoint: mountPath, events: events, isFollowing: follower != nil,
+            isInStep: view.isInStep, nodes: view.nodeCount,
+            lagMicroseconds: follower?.lagMicroseconds ?? 0, counters: statistics.value
+          ).json
+        },
+        sync: { follower?.sync() ?? true })
+      control.start()
+      return control
+    } catch {
+      log.notice("hostwatchctl cannot see this mount: \(Control.directory): \(Self.text(error))")
+      return nil
+    }
+  }
+
+  private static func text(_ failure: Failure) -> String { Hostwatchfs.text(failure.code) }
 
   /// Seconds.
   private var timeout: Double { options.timeout ?? (options.events == .none ? 1 : 1e9) }

@@ -121,6 +121,22 @@ void hwfs_name_thread(const char *name);
 int hwfs_event_new(void);
 void hwfs_event_raise(int event);
 void hwfs_event_wait(int event, int timeout_ms);
+/* Waits until one of two descriptors is readable, or so long (-1: for ever). */
+void hwfs_wait(int first, int second, int timeout_ms);
+
+/*
+ * A SOCK_SEQPACKET socket that listens at DIRECTORY/NAME; the directory is made
+ * if need be. What a killed process left there is replaced, -EADDRINUSE if
+ * somebody listens.
+ */
+int hwfs_listen(const char *directory, const char *name);
+/* The next connection, which gives up on a peer that does not read or write
+ * for a second. */
+int hwfs_accept(int socket);
+/* One message; a message is sent whole. */
+long hwfs_receive(int socket, char *buffer, size_t size);
+long hwfs_send(int socket, const char *data, size_t size);
+
 /* All of it to standard error. */
 void hwfs_print_error(const char *text, size_t size);
 

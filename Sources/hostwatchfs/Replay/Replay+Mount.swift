@@ -36,7 +36,8 @@ extension Replay: ReplayMount {
     }
     return ObjectStatus(
       mode: status.st_mode, links: UInt32(clamping: status.st_nlink),
-      deviceMajor: replay_major(UInt64(status.st_rdev)), deviceMinor: replay_minor(UInt64(status.st_rdev)),
+      deviceMajor: replay_major(UInt64(status.st_rdev)),
+      deviceMinor: replay_minor(UInt64(status.st_rdev)),
       accessed: .init(
         seconds: Int64(status.st_atim.tv_sec), nanoseconds: Int64(status.st_atim.tv_nsec)),
       modified: .init(

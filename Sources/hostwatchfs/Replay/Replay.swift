@@ -65,7 +65,9 @@ final class Replay: Applier, @unchecked Sendable {
     }
     if isReadOnly {
       let result = unsafe mountPoint.withCString { unsafe replay_make_read_only($0) }
-      if result < 0 { log.warning("the mount is not read-only: \(Hostwatchfs.text(-result))") }
+      if result < 0 {
+        log.warning("the mount is not read-only: \(Hostwatchfs.text(-result))")
+      }
     }
     let engine = ReplayEngine(mount: self, mountDescriptor: descriptor)
     do {
