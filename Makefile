@@ -3,11 +3,15 @@
 SWIFT ?= swift
 DESTDIR ?=
 PREFIX ?= /usr
+LIBDIR ?= $(PREFIX)/lib
 
-.PHONY: help build release test soak demo install install-packages format lint clean
+include packaging/library.mk
+
+.DEFAULT_GOAL = help
+.PHONY: help build release test soak fuzz demo install uninstall deb install-packages format lint clean
 
 help:
-	@sed -n 's/^#: //p' Makefile
+	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
 
 #: make build             debug build
 build:
@@ -15,7 +19,10 @@ build:
 
 #: make release           optimised build that needs no Swift runtime on the host
 release:
-	$(SWIFT) build -c release --static-swift-stdlib -Xlinker --gc-sections -Xlinker -s
+	$(SWIFT) build -c release --static-swift-stdlib --disable-local-rpath \
+	  -Xlinker --gc-sections -Xlinker -s -Xlinker -z -Xlinker now \
+	  -Xcc -ffile-prefix-map=$(CURDIR)=. -Xcxx -ffile-prefix-map=$(CURDIR)=. \
+	  -Xswiftc -file-prefix-map -Xswiftc $(CURDIR)=.
 
 #: make test              every test; installs missing packages, as root; without
 #:                        root it says what it left out
@@ -26,6 +33,10 @@ test: install-packages
 soak: build
 	scripts/soak $(MINUTES)
 
+#: make fuzz SECONDS=60   the fuzzers, each for so long (root for one of them)
+fuzz:
+	scripts/fuzz $(or $(SECONDS),60)
+
 #: make demo              shows the daemon at work on a scratch filesystem; installs
 #:                        missing packages and builds (root)
 demo:
@@ -35,17 +46,26 @@ demo:
 install-packages:
 	scripts/install-packages
 
-#: make install           installs the release build; DESTDIR= and PREFIX= are heeded
-install: release
-	scripts/install "$(DESTDIR)" "$(PREFIX)"
+#: make install           installs the release build and the C library; heeds
+#:                        DESTDIR=, PREFIX= and LIBDIR=
+install: release library
+	scripts/install "$(DESTDIR)" "$(PREFIX)" "$(LIBDIR)"
+
+#: make uninstall         takes that away again, but not the configuration
+uninstall:
+	scripts/install --uninstall "$(DESTDIR)" "$(PREFIX)" "$(LIBDIR)"
+
+#: make deb               Debian packages in .build/deb; installs missing packages
+deb: install-packages release library
+	scripts/make-deb
 
 #: make format            formats the Swift sources
 format:
-	$(SWIFT) format --in-place --recursive Sources Tests Package.swift
+	$(SWIFT) format --in-place --recursive Sources Tests Fuzz/Sources Fuzz/Package.swift Package.swift
 
 #: make lint              checks their format
 lint:
-	$(SWIFT) format lint --strict --recursive Sources Tests Package.swift
+	$(SWIFT) format lint --strict --recursive Sources Tests Fuzz/Sources Fuzz/Package.swift Package.swift
 
 #: make clean             removes what was built
 clean:

@@ -71,12 +71,18 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
+    .target(
+      name: "CTestSupport", path: "Tests/CTestSupport", cSettings: [.define("_GNU_SOURCE")]),
+    .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: strict),
     .testTarget(
       name: "HostWatchTests",
-      dependencies: ["HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchd"],
+      dependencies: [
+        "HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchd", "TestSupport",
+      ],
       swiftSettings: strict),
     .testTarget(
-      name: "HostWatchKernelTests", dependencies: ["HostWatch", "CFanotify", "CHostWatch"],
+      name: "HostWatchKernelTests",
+      dependencies: ["HostWatch", "CFanotify", "CHostWatch", "CTestSupport", "TestSupport"],
       swiftSettings: strict),
   ]
 )

@@ -50,7 +50,7 @@ int64_t hwc_deadline(int timeout_ms)
 	return timeout_ms ? hwc_now() + timeout_ms * INT64_C(1000000) : 0;
 }
 
-static bool passed(int64_t deadline)
+bool hwc_passed(int64_t deadline)
 {
 	return deadline != HWC_FOREVER && (!deadline || hwc_now() >= deadline);
 }
@@ -147,7 +147,8 @@ void hwc_watch_socket(struct hostwatch *h)
 
 void hwc_finish(struct hwc_waiter *waiter, int error, const char *text)
 {
-	if (waiter->nodes) {
+	if (waiter->unattended) {
+		free(waiter->in_step);
 		free(waiter);
 		return;
 	}
@@ -230,7 +231,7 @@ static bool lead(struct hostwatch *h, short also, bool direct, int64_t deadline)
 
 	if (!also && hwc_receive(h, direct))
 		return true;
-	if (!also && passed(deadline))
+	if (!also && hwc_passed(deadline))
 		return false;
 	h->leading = true;
 	if (poll_unlocked(h, &fd, 1, deadline) < 0)
@@ -252,7 +253,7 @@ void hwc_hand_over(struct hostwatch *h)
 		pthread_cond_signal(&h->consumer);
 		return;
 	}
-	while (waiter && waiter->nodes)
+	while (waiter && waiter->unattended)
 		waiter = waiter->next;
 	if (waiter)
 		pthread_cond_signal(&waiter->wake);
@@ -269,12 +270,8 @@ int hwc_await(struct hostwatch *h, struct hwc_waiter *waiter, int64_t deadline)
 	return waiter->error;
 }
 
-bool hwc_await_event(struct hostwatch *h, int64_t deadline)
+void hwc_pause(struct hostwatch *h, int64_t deadline)
 {
-	if (!h->leading)
-		return lead(h, 0, !h->queue, deadline);
-	if (passed(deadline))
-		return false;
 	h->consumer_waits = true;
 	if (deadline == HWC_FOREVER) {
 		pthread_cond_wait(&h->consumer, &h->lock);
@@ -285,6 +282,15 @@ bool hwc_await_event(struct hostwatch *h, int64_t deadline)
 		pthread_cond_timedwait(&h->consumer, &h->lock, &until);
 	}
 	h->consumer_waits = false;
+}
+
+bool hwc_await_event(struct hostwatch *h, int64_t deadline)
+{
+	if (!h->leading)
+		return lead(h, 0, !h->queue, deadline);
+	if (hwc_passed(deadline))
+		return false;
+	hwc_pause(h, deadline);
 	return true; /* if it timed out, the next look says so */
 }
 
@@ -372,6 +378,30 @@ static int send_waiting(struct hostwatch *h, struct iovec parts[2],
 	}
 }
 
+static void append_waiter(struct hostwatch *h, struct hwc_waiter *waiter,
+			  uint16_t type)
+{
+	waiter->next = NULL;
+	waiter->unique = h->unique;
+	waiter->type = type;
+	*h->waiters_end = waiter;
+	h->waiters_end = &waiter->next;
+}
+
+bool hwc_try_send(struct hostwatch *h, uint16_t type, struct hwc_waiter *waiter)
+{
+	struct hw_header header = { .size = sizeof(header),
+				    .type = type,
+				    .unique = h->unique + 1 };
+	struct iovec parts[2] = { { &header, sizeof(header) }, { NULL, 0 } };
+
+	if (h->sending || send_packet(h, parts, NULL, 0))
+		return false; /* if the daemon hung up, the reader finds it */
+	h->unique++;
+	append_waiter(h, waiter, type);
+	return true;
+}
+
 int hwc_send(struct hostwatch *h, uint16_t type, struct hwc_waiter *waiter,
 	     const void *body, size_t body_size, const int *fds, size_t count)
 {
@@ -392,13 +422,8 @@ int hwc_send(struct hostwatch *h, uint16_t type, struct hwc_waiter *waiter,
 	r = send_waiting(h, parts, fds, count, connection);
 	if (!r) {
 		h->unique++;
-		if (waiter) {
-			waiter->next = NULL;
-			waiter->unique = header.unique;
-			waiter->type = type;
-			*h->waiters_end = waiter;
-			h->waiters_end = &waiter->next;
-		}
+		if (waiter)
+			append_waiter(h, waiter, type);
 	}
 	h->sending = false;
 	pthread_cond_signal(&h->send_turn);

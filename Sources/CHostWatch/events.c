@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 
 /* Fills the event from an item that is no EVENTS packet. */
 static void describe(const struct hwc_item *item, struct hostwatch_event *event)
@@ -36,9 +37,12 @@ static bool take(struct hostwatch *h, struct hostwatch_event *event)
 		struct hw_header header = { .type = 0 };
 
 		free(h->current);
-		h->current = item;
+		h->current = NULL;
 		if (!item)
 			return false;
+		if (hwc_step_before(h, item, event))
+			return true;
+		h->current = item;
 		h->queue = item->next;
 		if (!h->queue)
 			h->queue_end = &h->queue;
@@ -47,12 +51,27 @@ static bool take(struct hostwatch *h, struct hostwatch_event *event)
 			memcpy(&header, item->bytes, sizeof(header));
 		if (header.type != HW_EVENTS) {
 			describe(item, event);
+			if (event->kind == HOSTWATCH_IN_STEP)
+				h->in_step = true;
 			return true;
 		}
 		h->record = item->bytes + sizeof(struct hw_events);
 		h->records_end = item->bytes + item->size;
 	}
 	h->record += hwc_parse_record(h->record, event);
+	return true;
+}
+
+/* Waits until something may have come; false if the time has passed. */
+static bool wait_until(struct hostwatch *h, int64_t until)
+{
+	if (h->record != h->records_end || h->queue)
+		return true;
+	if (h->state == HWC_UP)
+		return hwc_await_event(h, until);
+	if (hwc_passed(until))
+		return false;
+	hwc_pause(h, until);
 	return true;
 }
 
@@ -73,16 +92,19 @@ int hostwatch_next(struct hostwatch *h, struct hostwatch_event *event,
 	}
 	h->consuming = true;
 	for (;;) {
+		int64_t until = deadline;
+
 		if (take(h, event))
 			r = 1;
-		else if (h->state != HWC_UP)
+		else if (!hwc_step_work(h, &until))
 			r = hwc_error(-ENOTCONN, "not connected: %s", h->text);
-		else if (hwc_await_event(h, deadline))
+		else if (wait_until(h, until) || !hwc_passed(deadline))
 			continue;
 		break;
 	}
 	h->consuming = false;
 	hwc_update_ready(h);
+	hwc_step_timer(h);
 	hwc_leave(h);
 	return r;
 }
@@ -93,20 +115,26 @@ static int make_epoll(struct hostwatch *h)
 	struct epoll_event wanted = { .events = EPOLLIN };
 	int poll_fd = epoll_create1(EPOLL_CLOEXEC);
 	int ready_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	int timer_fd = timerfd_create(CLOCK_MONOTONIC,
+				      TFD_CLOEXEC | TFD_NONBLOCK);
 
-	if (poll_fd < 0 || ready_fd < 0 ||
-	    epoll_ctl(poll_fd, EPOLL_CTL_ADD, ready_fd, &wanted) < 0) {
+	if (poll_fd < 0 || ready_fd < 0 || timer_fd < 0 ||
+	    epoll_ctl(poll_fd, EPOLL_CTL_ADD, ready_fd, &wanted) < 0 ||
+	    epoll_ctl(poll_fd, EPOLL_CTL_ADD, timer_fd, &wanted) < 0) {
 		int error = errno;
 
 		hwc_close_fd(poll_fd);
 		hwc_close_fd(ready_fd);
+		hwc_close_fd(timer_fd);
 		return hwc_error(-error, "making a descriptor to poll: %s",
 				 strerror(error));
 	}
 	h->epoll_fd = poll_fd;
 	h->ready_fd = ready_fd;
+	h->timer_fd = timer_fd;
 	hwc_watch_socket(h);
 	hwc_update_ready(h);
+	hwc_step_timer(h);
 	return 0;
 }
 

@@ -165,6 +165,7 @@ static int establish(struct hostwatch *h)
 		h->socket = r;
 		h->connection++;
 		h->sequence = 0;
+		hwc_step_begin(h);
 		r = h->stopped ? hwc_error(-ESHUTDOWN, "shut down")
 			       : initialise(h, deadline);
 	}
@@ -175,23 +176,16 @@ static int establish(struct hostwatch *h)
 	return r;
 }
 
-int hostwatch_reconnect(struct hostwatch *h)
+int hwc_open_session(struct hostwatch *h)
 {
 	struct hwc_item *connected = hwc_item(HOSTWATCH_CONNECTED, 0, NULL, 0);
 	struct hwc_item *disconnected =
 		hwc_item(HOSTWATCH_DISCONNECTED, 0, NULL, HWC_TEXT_SIZE);
 	int r;
 
-	pthread_mutex_lock(&h->lock);
-	if (!connected || !disconnected)
+	if (!connected || !disconnected) {
 		r = hwc_error(-ENOMEM, "no memory");
-	else if (h->stopped)
-		r = hwc_error(-ESHUTDOWN, "shut down");
-	else if (h->state == HWC_UP)
-		r = hwc_error(-EISCONN, "the connection stands");
-	else if (h->state == HWC_OPENING)
-		r = hwc_error(-EALREADY, "another thread is reconnecting");
-	else {
+	} else {
 		hwc_settle(h);
 		h->state = HWC_OPENING;
 		r = establish(h);
@@ -207,9 +201,27 @@ int hostwatch_reconnect(struct hostwatch *h)
 		}
 		hwc_watch_socket(h);
 	}
-	hwc_leave(h);
 	free(connected);
 	free(disconnected);
+	return r;
+}
+
+int hostwatch_reconnect(struct hostwatch *h)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&h->lock);
+	if (h->stopped)
+		r = hwc_error(-ESHUTDOWN, "shut down");
+	else if (h->state == HWC_UP)
+		r = hwc_error(-EISCONN, "the connection stands");
+	else if (h->state == HWC_OPENING)
+		r = hwc_error(-EALREADY, "another thread is reconnecting");
+	else if (hwc_steps(h) && h->connection)
+		hwc_step_hurry(h);
+	else
+		r = hwc_open_session(h);
+	hwc_leave(h);
 	return r;
 }
 
@@ -224,6 +236,8 @@ static int check_options(const struct hostwatch_options *o)
 	if (o->mode != HW_MODE_NODES && o->mode != HW_MODE_TREE)
 		return hwc_error(-EINVAL, "mode must be HW_MODE_NODES or "
 					  "HW_MODE_TREE");
+	if (o->flags & ~HOSTWATCH_RECONNECT)
+		return hwc_error(-EINVAL, "unknown flags");
 	return 0;
 }
 
@@ -241,7 +255,8 @@ static struct hostwatch *allocate(void)
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
 	pthread_cond_init(&h->consumer, &monotonic);
 	pthread_condattr_destroy(&monotonic);
-	h->root_fd = h->kick = h->socket = h->epoll_fd = h->ready_fd = -1;
+	h->root_fd = h->kick = h->socket = -1;
+	h->epoll_fd = h->ready_fd = h->timer_fd = -1;
 	h->waiters_end = &h->waiters;
 	h->queue_end = &h->queue;
 	h->error = -ENOTCONN;
@@ -301,6 +316,7 @@ int hostwatch_open(const struct hostwatch_options *options,
 		hostwatch_close(h);
 		return r;
 	}
+	h->joined = h->in_step = true;
 	*out = h;
 	return 0;
 }
@@ -331,6 +347,7 @@ void hostwatch_close(struct hostwatch *h)
 	hwc_close_fd(h->kick);
 	hwc_close_fd(h->epoll_fd);
 	hwc_close_fd(h->ready_fd);
+	hwc_close_fd(h->timer_fd);
 	free_items(h->current);
 	free_items(h->queue);
 	free(h->disconnected);
@@ -352,6 +369,7 @@ void hostwatch_shutdown(struct hostwatch *h)
 	hwc_fail(h, -ESHUTDOWN, "shut down");
 	h->error = -ESHUTDOWN;
 	strcpy(h->text, "shut down");
+	pthread_cond_signal(&h->consumer); /* it may wait to reconnect */
 	hwc_leave(h);
 }
 

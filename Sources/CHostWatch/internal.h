@@ -2,7 +2,8 @@
 /*
  * What the library's files share. packet.c checks bytes, receive.c acts on a
  * packet, connection.c lets threads take turns at the socket; on it stand
- * requests.c, events.c and hostwatch.c (opening and closing).
+ * requests.c, events.c, step.c (staying in step by itself) and hostwatch.c
+ * (opening and closing).
  * Functions that say "locked" are called with the handle's lock held and return
  * with it held.
  */
@@ -28,12 +29,16 @@ struct hwc_waiter {
 	uint64_t unique;
 	uint16_t type;
 	bool done;
+	bool unattended; /* nobody waits: malloc'ed, and freed when finished */
 	int error;
 	uint32_t count;		/* of statuses, or of nodes */
 	int32_t *statuses;	/* REGISTER, INTEREST: the caller's */
 	struct hw_init_reply *init; /* INIT: the caller's */
 	char *json;		/* STATUS: malloc'ed */
-	struct hw_node *nodes;	/* not NULL: nobody waits (and malloc'ed) */
+	struct hw_node *nodes;	/* unattended REGISTER: within the waiter */
+	struct timespec moment; /* SYNC: what it says to be told, if it counts */
+	bool counts;		/* SYNC: sent while all nodes were registered */
+	struct hwc_item *in_step; /* SYNC: to be queued when it is answered */
 	pthread_cond_t wake;	/* the answer is here, or the lead is free */
 	char text[HWC_TEXT_SIZE];
 };
@@ -94,8 +99,23 @@ struct hostwatch {
 	bool consumer_waits;
 	pthread_cond_t consumer;
 
+	/* Staying in step, with HOSTWATCH_RECONNECT; see step.c. */
+	bool joined;	  /* received: all nodes are registered */
+	bool lost;	  /* received: LOST, not yet RESYNCED */
+	bool in_step;	  /* handed out */
+	bool given_up;
+	bool sync_wanted; /* there was something since the last own SYNC */
+	bool syncing;	  /* an own SYNC is on its way */
+	int refusal;	  /* of INIT, a negative errno */
+	int64_t sync_at;  /* not before; hwc_now() */
+	int64_t connect_at; /* not before; 0 = to be set */
+	int64_t joined_at;
+	int64_t back_off;   /* nanoseconds; 0 = at once */
+	struct timespec since;
+
 	/* Made by the first hostwatch_fd(), else -1. */
 	int epoll_fd;
+	int timer_fd; /* when hostwatch_next() has something to do */
 	int ready_fd; /* eventfd: signalled while records or queue */
 	bool ready;
 };
@@ -113,6 +133,7 @@ void hwc_close_fd(int fd); /* if it is one */
 /* CLOCK_MONOTONIC, nanoseconds; the moment timeout_ms from now. */
 int64_t hwc_now(void);
 int64_t hwc_deadline(int timeout_ms);
+bool hwc_passed(int64_t deadline);
 
 /*
  * packet.c: each returns NULL, or what is wrong with the packet. `size` is the
@@ -169,6 +190,44 @@ void hwc_update_ready(struct hostwatch *h);
 /* Waits until no thread polls the old socket, and closes it. */
 void hwc_settle(struct hostwatch *h);
 void hwc_watch_socket(struct hostwatch *h); /* adds it to epoll_fd */
+/* Sends a request without a body if that is possible without waiting. */
+bool hwc_try_send(struct hostwatch *h, uint16_t type,
+		  struct hwc_waiter *waiter);
+/* Without a connection: waits for the deadline, or to be woken before. */
+void hwc_pause(struct hostwatch *h, int64_t deadline);
+
+/* hostwatch.c, locked, with the state HWC_DOWN: connects and initialises. */
+int hwc_open_session(struct hostwatch *h);
+
+/* step.c, all locked. */
+
+static inline bool hwc_steps(const struct hostwatch *h)
+{
+	return h->options.flags & HOSTWATCH_RECONNECT;
+}
+
+/* A connection begins, before INIT. */
+void hwc_step_begin(struct hostwatch *h);
+/* Notes when a SYNC is sent, and whether its answer will count. */
+void hwc_step_sync(struct hostwatch *h, struct hwc_waiter *waiter);
+/* A request was answered; the waiter is still there. */
+void hwc_step_answered(struct hostwatch *h, struct hwc_waiter *waiter,
+		       int error);
+/* A notification that was checked, before it is queued. */
+void hwc_step_notified(struct hostwatch *h, const struct hw_header *header,
+		       const unsigned char *packet);
+/* Behind a RESYNCED; false if there is no memory. */
+bool hwc_step_resynced(struct hostwatch *h);
+/* Fills the event if OUT_OF_STEP goes before the item. */
+bool hwc_step_before(struct hostwatch *h, const struct hwc_item *item,
+		     struct hostwatch_event *event);
+/* Does what is due. *until becomes earlier if something is due then; false if
+ * there is nothing to wait for. */
+bool hwc_step_work(struct hostwatch *h, int64_t *until);
+/* Lets the next attempt be made at once, and after giving up. */
+void hwc_step_hurry(struct hostwatch *h);
+/* Sets the timer of hostwatch_fd(). */
+void hwc_step_timer(struct hostwatch *h);
 
 #pragma GCC visibility pop
 

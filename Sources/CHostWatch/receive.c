@@ -115,6 +115,7 @@ static void handle_reply(struct hostwatch *h, const unsigned char *packet,
 		hwc_fail(h, -ENOMEM, "no memory for an event");
 		return;
 	}
+	hwc_step_answered(h, waiter, reply.error);
 	hwc_finish(waiter,
 	       reply.error ? reply.error : take_reply(waiter, packet, size),
 	       text);
@@ -136,6 +137,7 @@ static void handle_notification(struct hostwatch *h, size_t size, bool direct)
 		fail_malformed(h, wrong);
 		return;
 	}
+	hwc_step_notified(h, &header, packet);
 	if (direct && header.type == HW_EVENTS) {
 		h->read_buffer = h->event_buffer;
 		h->event_buffer = packet;
@@ -146,7 +148,7 @@ static void handle_notification(struct hostwatch *h, size_t size, bool direct)
 	item = hwc_item(HOSTWATCH_EVENT, 0, packet, size);
 	if (item)
 		hwc_enqueue(h, item);
-	else
+	if (!item || (header.type == HW_RESYNCED && !hwc_step_resynced(h)))
 		hwc_fail(h, -ENOMEM, "no memory for an event");
 }
 

@@ -194,6 +194,7 @@ static struct hwc_waiter *detached_waiter(const struct hw_register_entry *entry,
 
 	if (!waiter)
 		return NULL;
+	waiter->unattended = true;
 	waiter->count = count;
 	waiter->nodes = (struct hw_node *)(waiter + 1);
 	for (uint32_t i = 0; i < count; i++) {
@@ -269,6 +270,8 @@ static int request(struct hostwatch *h, uint16_t type, const void *body,
 	int r;
 
 	pthread_mutex_lock(&h->lock);
+	if (type == HW_SYNC)
+		hwc_step_sync(h, &waiter);
 	r = hwc_send(h, type, &waiter, body, size, NULL, 0);
 	if (!r) {
 		hwc_await(h, &waiter, HWC_FOREVER);

@@ -74,6 +74,13 @@ package final class ReplayEngine: Sendable {
     }
   }
 
+  /// Waits until every record that was put in before is replayed.
+  package func drain() {
+    _ = queue.wait(until: nil) { queue in
+      queue.isClosed || queue.count == 0 && !queue.isBusy ? true : nil
+    }
+  }
+
   /// What a request of the mount's own users has put under a name, nil for
   /// nothing: watchers were told that by the kernel.
   package func guestChanged(_ place: Place, to node: NodeID?) {

@@ -21,6 +21,8 @@ struct ReplayQueue: Sendable {
   private var deletions: [NodeID: Int] = [:]
   private(set) var count = 0
   var isClosed = false
+  /// What was taken out last is still being worked on.
+  var isBusy = false
   /// The replayer with this pid has ended.
   var replayerEnded: Int32?
   /// Something else than a record is to be looked at.

@@ -67,6 +67,12 @@ final class Worker {
 
   /// Nil when the engine was stopped.
   private func next() -> Work? {
+    // Whoever waits for the end of what there was is woken once there is none.
+    let isDone = engine.queue.withLock { queue in
+      defer { queue.isBusy = false }
+      return queue.isBusy && queue.count == 0
+    }
+    if isDone { engine.queue.change { _ in } }
     while true {
       var due = engine.settling.withLock { $0.due }
       if due == nil, !held.isEmpty {
@@ -78,8 +84,14 @@ final class Worker {
           queue.replayerEnded = nil
           return .replayerEnded(pid)
         }
-        if queue.count > ReplayEngine.maxWaiting { return .overrun(queue.removeAll()) }
-        if let item = queue.popFirst() { return .record(item) }
+        if queue.count > ReplayEngine.maxWaiting {
+          queue.isBusy = true
+          return .overrun(queue.removeAll())
+        }
+        if let item = queue.popFirst() {
+          queue.isBusy = true
+          return .record(item)
+        }
         if queue.isDisturbed {
           queue.isDisturbed = false
           return .quiet

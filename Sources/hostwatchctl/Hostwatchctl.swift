@@ -19,7 +19,7 @@ struct Hostwatchctl: ParsableCommand {
         76  the other side does not speak the protocol
         77  permission denied
       """,
-    version: "0.1.0",
+    version: Hub.version,
     subcommands: [Status.self, Watch.self, Sync.self, Doctor.self])
 
   @OptionGroup var daemon: DaemonOptions

@@ -1,2 +1,4 @@
+import HostWatch
+
 /// What `--version` prints and the start is logged with.
-let daemonVersion = "0.1.0"
+let daemonVersion = Hub.version

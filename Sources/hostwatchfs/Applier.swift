@@ -35,6 +35,9 @@ protocol Applier: AnyObject, Sendable {
   /// Called when no record waits: work that is due. Returns after how many
   /// milliseconds it wants to be called again if no record comes, -1 for never.
   func settle() -> Int32
+  /// Waits until everything that was given to `apply` is done. From any thread but
+  /// the follower's and handlers'.
+  func finishApplying()
   /// After the last record; the mount may be gone.
   func stop()
 }
@@ -44,6 +47,7 @@ extension Applier {
   func outOfStep() {}
   func inStep() {}
   func settle() -> Int32 { -1 }
+  func finishApplying() {}
   func stop() {}
 }
 

@@ -22,11 +22,32 @@ import HostWatch
     let since: timespec?
   }
 
+  /// Registers what the server holds in a session that knows none of it, with
+  /// `since`; 0 or a negative errno. Called in `next`.
+  typealias Reregister = @Sendable (_ since: timespec) -> Int32
+
+  /// HOSTWATCH_RECONNECT, a macro that Swift does not import.
+  private static let reconnectFlag: UInt32 = 1
+
+  private final class Reregistration: Sendable {
+    let body = Locked<Reregister?>(nil)
+  }
+  private let reregistration = Reregistration()
+
   init(socket: String, root: Descriptor) throws(Refusal) {
     var options = unsafe hostwatch_options()
     unsafe hostwatch_options_init(&options, MemoryLayout<hostwatch_options>.size)
     unsafe options.mode = UInt32(HW_MODE_NODES)
     unsafe options.options = UInt32(HW_SUPPRESS_ECHO)
+    unsafe options.flags = Self.reconnectFlag
+    // The handle is closed in deinit, before this goes.
+    unsafe options.argument = unsafe Unmanaged.passUnretained(reregistration).toOpaque()
+    unsafe options.reregister = { _, since, argument in
+      // The library passes what it was given.
+      let this = unsafe Unmanaged<Reregistration>.fromOpaque(argument!).takeUnretainedValue()
+      let since = unsafe since!.pointee
+      return this.body.withLock { $0 }?(since) ?? 0
+    }
     var opened: OpaquePointer?
     let result = root.use { root in
       unsafe socket.withCString { path in
@@ -42,6 +63,9 @@ import HostWatch
   }
 
   deinit { unsafe hostwatch_close(handle) }
+
+  /// Before the first call of `next`.
+  func setReregister(_ body: @escaping Reregister) { reregistration.body.withLock { $0 = body } }
 
   static var errorText: String { unsafe String(cString: hostwatch_error_text()) }
 
@@ -109,6 +133,7 @@ import HostWatch
   /// Readable when `next` has something to do; a negative errno without one.
   var pollDescriptor: Int32 { unsafe hostwatch_fd(handle) }
 
+  /// Lets `next` try again after it has given up.
   func reconnect() -> Int32 { unsafe hostwatch_reconnect(handle) }
 
   /// Wakes every thread that waits in a call, for good.

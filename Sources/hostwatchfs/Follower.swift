@@ -31,8 +31,9 @@ import HostWatch
   private let progress = Locked(Progress())
   /// Ends the thread's wait.
   private let wake: Int32
-  // The follower's thread alone uses these.
-  private nonisolated(unsafe) var isLost = false
+  /// Nodes that were found gone when everything was registered again. Only the
+  /// follower's thread uses it.
+  private nonisolated(unsafe) var gone: [UInt64] = []
 
   init(
     _ daemon: Daemon, _ view: View, _ backing: Backing, _ applier: any Applier,
@@ -78,6 +79,7 @@ import HostWatch
       if stopping.withLock({ $0 }) { return false }
       usleep(200)
     }
+    applier.finishApplying()
     return view.isInStep
   }
 
@@ -89,8 +91,8 @@ import HostWatch
   private func run() {
     view.isInStep = true
     applier.start()
+    daemon.setReregister { [unowned self] since in registerAll(since) }
     var event = unsafe hostwatch_event()
-    var pause: Int32 = 0
     while !stopping.withLock({ $0 }) {
       let asked = progress.withLock { $0.asked }
       let result = unsafe daemon.next(&event, timeoutMilliseconds: 0)
@@ -98,19 +100,24 @@ import HostWatch
         progress.withLock { $0.busySince = $0.busySince ?? Self.now() }
         unsafe handle(event)
       } else if result == 0 {
-        pause = earlier(invalidator.settle(), applier.settle())
+        let pause = earlier(invalidator.settle(), applier.settle())
         progress.withLock { progress in
           progress.busySince = nil
           if pause < 0 { progress.served = asked }
         }
         wait(pause)
-      } else {
-        leaveStep("the connection to hostwatchd is lost: \(Daemon.errorText)")
-        guard reconnect() else { break }
+      } else if !stopping.withLock({ $0 }) {
+        // It has given up: what is wrong does not go away by itself, but an
+        // administrator may put it right.
+        leaveStep("the session with hostwatchd is over: \(Daemon.errorText)")
+        hwfs_wait(wake, -1, Self.retryMilliseconds)
+        _ = daemon.reconnect()
       }
     }
     applier.stop()
   }
+
+  private static let retryMilliseconds: Int32 = 5000
 
   private func wait(_ milliseconds: Int32) {
     let isAsked = progress.withLock { $0.served < $0.asked }
@@ -133,23 +140,28 @@ import HostWatch
   }
 
   private func handle(_ event: hostwatch_event) {
+    for id in unsafe gone {
+      var change = Change()
+      change.mask = UInt64(HW_DELETE_SELF)
+      change.node = id
+      applier.apply(change)
+    }
+    unsafe gone = []
     switch unsafe hostwatch_kind(rawValue: event.kind) {
     case HOSTWATCH_EVENT:
       let change = unsafe Change(event)
       statistics.count { $0.records += 1 }
       applier.apply(change)
-    case HOSTWATCH_LOST:
-      unsafe isLost = true
-      leaveStep("hostwatchd lost events")
-    case HOSTWATCH_RESYNCED:
-      unsafe isLost = false
-      enterStep()
+    case HOSTWATCH_OUT_OF_STEP:
+      let why = unsafe event.error == 0 ? "hostwatchd lost events" : String(cString: event.text)
+      leaveStep(why)
+    case HOSTWATCH_IN_STEP: enterStep()
     case HOSTWATCH_REGISTER_FAILED:
       unsafe view.setFollowing(event.node.nodeid, .refused(-event.error))
       unsafe invalidator.invalidate(event.node.nodeid, attributesOnly: false)
     case HOSTWATCH_DETACHED:
       log.warning(unsafe "hostwatchd ended the session: \(Self.reason(event.reason))")
-    default: break  // DISCONNECTED: the next call says so again.
+    default: break  // OUT_OF_STEP and IN_STEP say what matters.
     }
   }
 
@@ -178,44 +190,28 @@ import HostWatch
     applier.inStep()
   }
 
-  /// Tries until there is a daemon: at once, then after 50 ms to 2 s. False when
-  /// the server ends.
-  private func reconnect() -> Bool {
-    var pauseMicroseconds: UInt32 = 50_000
-    while !stopping.withLock({ $0 }) {
-      if daemon.reconnect() == 0, registerAll() {
-        unsafe isLost = false
-        // Whatever is told before this returns is applied later, which only
-        // drops what was asked for meanwhile.
-        if daemon.sync() == 0 {
-          enterStep()
-          return true
-        }
-      }
-      usleep(pauseMicroseconds)
-      pauseMicroseconds = min(pauseMicroseconds * 2, 2_000_000)
-    }
-    return false
-  }
-
-  /// Registers every node anew. False if the connection was lost meanwhile.
-  private func registerAll() -> Bool {
+  /// Registers every node in a new session; 0, or a negative errno if the
+  /// connection was lost meanwhile.
+  private func registerAll(_ since: timespec) -> Int32 {
     let ids = view.allIDs.filter { $0 != View.root }
     for start in stride(from: 0, to: ids.count, by: Int(HW_REGISTER_MAX)) {
       var batch: [Daemon.Registration] = []
       for id in ids[start..<min(start + Int(HW_REGISTER_MAX), ids.count)] {
-        // What is gone cannot change any more.
-        guard let node = view.node(id), let descriptor = try? backing.open(node) else { continue }
-        batch.append(.init(descriptor: descriptor, node: id, since: nil))
+        guard let node = view.node(id) else { continue }
+        if let descriptor = try? backing.open(node) {
+          batch.append(.init(descriptor: descriptor, node: id, since: since))
+        } else {
+          unsafe gone.append(id)
+        }
       }
       for (status, registration) in zip(daemon.register(batch), batch) {
-        guard status != -ECONNRESET, status != -EPROTO, status != -ESHUTDOWN else { return false }
+        if [-ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM].contains(status) { return status }
         view.setFollowing(registration.node, status == 0 ? .yes : .refused(-status))
-        // Forgotten while it was registered: nobody would end it.
+        // Forgotten while it was registered: nobody else would end it.
         if view.node(registration.node) == nil { daemon.forget([registration.node]) }
       }
     }
-    return true
+    return 0
   }
 }
 

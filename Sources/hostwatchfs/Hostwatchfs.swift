@@ -36,7 +36,7 @@ struct Hostwatchfs: ParsableCommand {
         71  the mount failed
         77  permission denied
       """,
-    version: "0.1.0")
+    version: Hub.version)
 
   @Option(name: .customLong("socket"), help: "Where hostwatchd listens.")
   var socket: String?

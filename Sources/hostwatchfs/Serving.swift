@@ -49,7 +49,7 @@ struct Serving {
       Follower($0, view, backing, replay ?? invalidator, invalidator, statistics, log)
     }
     if let follower { follower.start() } else { view.isInStep = true }
-    let control = startControl(view, statistics, follower)
+    let control = startControl(view, statistics, follower, replay)
     started()
     let result = mount.loop(maxThreads: options.maxThreads)
     control?.stop()
@@ -60,9 +60,9 @@ struct Serving {
     }
   }
 
-  private func startControl(_ view: View, _ statistics: Statistics, _ follower: Follower?)
-    -> Control?
-  {
+  private func startControl(
+    _ view: View, _ statistics: Statistics, _ follower: Follower?, _ replay: Replay?
+  ) -> Control? {
     let (source, mountPath, events) = (source, mountPath, options.events.rawValue)
     do throws(Failure) {
       let control = try Control(
@@ -70,7 +70,8 @@ struct Serving {
           MountStatus(
             source: source, mountpoint: mountPath, events: events, isFollowing: follower != nil,
             isInStep: view.isInStep, nodes: view.nodeCount,
-            lagMicroseconds: follower?.lagMicroseconds ?? 0, counters: statistics.value
+            lagMicroseconds: max(follower?.lagMicroseconds ?? 0, replay?.lagMicroseconds ?? 0),
+            counters: replay?.adding(to: statistics.value) ?? statistics.value
           ).json
         },
         sync: { follower?.sync() ?? true })

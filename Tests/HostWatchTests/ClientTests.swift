@@ -121,6 +121,7 @@ import Testing
       case .detached(let reason): seen.append("detached \(reason.rawValue)")
       case .disconnected(let error): seen.append("disconnected \(error?.description ?? "")")
       case .connected: seen.append("connected")
+      case .outOfStep, .inStep: seen.append("a mark that nobody asked for")
       }
     }
     #expect(

@@ -1,4 +1,5 @@
 import CFanotify
+import TestSupport
 import Testing
 
 @testable import HostWatch

@@ -1,5 +1,6 @@
 import CHostWatch
 import Glibc
+import TestSupport
 import Testing
 
 @testable import HostWatch

@@ -1,4 +1,5 @@
 import CHostWatch
+import TestSupport
 import Testing
 
 @testable import HostWatch

@@ -119,6 +119,14 @@ class Server(NodesModel):
         """Registers everything again with a new daemon, as unchanged since that
         moment (nanoseconds); the nodes that it found gone itself."""
         self.client = client
+        lost = self.register_again(since)
+        # Nobody says whether the root has changed: INIT has no `since`.
+        self.read(ROOT)
+        self.attributes[ROOT] = None
+        return lost
+
+    def register_again(self, since):
+        client = self.client
         lost = set()
         batch, fds = [], []
 
@@ -144,9 +152,6 @@ class Server(NodesModel):
             if len(batch) == 250:
                 send()
         send()
-        # Nobody says whether the root has changed: INIT has no `since`.
-        self.read(ROOT)
-        self.attributes[ROOT] = None
         return lost
 
     def _stale(self):

@@ -128,7 +128,9 @@ class SystemdTest(unittest.TestCase):
 
 class Units(SystemdTest):
     def test_verify_has_nothing_to_say(self):
-        done = run("systemd-analyze", "verify", SERVICE, "hostwatchd.socket", check=False)
+        # Without the man page that Documentation= names: it is not installed here.
+        done = run(
+            "systemd-analyze", "verify", "--man=no", SERVICE, "hostwatchd.socket", check=False)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
 
     def test_shipped_configuration_is_right(self):

@@ -95,25 +95,37 @@ class CoherenceTest(MountTest):
 
     def test_everything_is_cached_while_in_step(self):
         """Answered by the kernel alone: the server is stopped meanwhile."""
-        with open(os.path.join(self.mnt, "a"), "rb") as held:
-            held.read()
-            script = (
-                "import os,sys; os.chdir(sys.argv[1])\n"
-                "for n in ('a','b','d','d/x','d/e','d/e/y','link'): os.lstat(n)\n"
-                "for n in ('none','d/none','new'):\n"
-                "    try: os.lstat(n); sys.exit(3)\n"
-                "    except FileNotFoundError: pass\n"
-                "print(os.readlink('link'))\n")
-            self.warm()
-            self.fs.process.send_signal(signal.SIGSTOP)
-            try:
-                done = subprocess.run(["python3", "-S", "-c", script, self.mnt], timeout=20,
-                                      stdout=subprocess.PIPE, check=True)
-                os.lseek(held.fileno(), 0, os.SEEK_SET)
-                self.assertEqual(os.read(held.fileno(), 100), b"a")
-            finally:
-                self.fs.process.send_signal(signal.SIGCONT)
-        self.assertEqual(done.stdout, b"a\n")
+        # It has nothing to close on the mount while the server is stopped: that
+        # would wait for it.
+        script = (
+            "import os,sys; os.chdir(sys.argv[1]); fd = os.open('a', os.O_RDONLY)\n"
+            "os.read(fd, 100); print('ready', flush=True); sys.stdin.readline()\n"
+            "for n in ('a','b','d','d/x','d/e','d/e/y','link'): os.lstat(n)\n"
+            "for n in ('none','d/none','new'):\n"
+            "    try: os.lstat(n); sys.exit(3)\n"
+            "    except FileNotFoundError: pass\n"
+            "os.fstat(fd)\n"
+            "print(os.readlink('link'), os.pread(fd, 100, 0).decode(), flush=True)\n")
+        client = subprocess.Popen(["python3", "-I", "-S", "-c", script, self.mnt],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.assertEqual(client.stdout.readline(), b"ready\n")
+        # What was registered within a second of its change is looked at again.
+        # Reading leaves the time of access to be asked for.
+        self.fs.sync()
+        self.warm()
+        self.warm()
+        resume = threading.Timer(15, self.fs.process.send_signal, (signal.SIGCONT,))
+        resume.start()
+        self.fs.process.send_signal(signal.SIGSTOP)
+        try:
+            client.stdin.write(b"\n")
+            client.stdin.flush()
+            self.assertEqual(client.stdout.readline(), b"a a\n")
+            self.assertTrue(resume.is_alive(), "the server had to answer")
+        finally:
+            resume.cancel()
+            self.fs.process.send_signal(signal.SIGCONT)
+            client.communicate(timeout=10)
 
     def test_an_open_file_reads_what_the_host_wrote(self):
         with open(os.path.join(self.mnt, "a"), "rb", buffering=0) as file:
@@ -442,13 +454,18 @@ class CommandTest(DaemonTest):
         """As from fstab: the helper goes to the background and mount returns."""
         where = scratch.new_path("where")
         os.mkdir(where)
-        environment = dict(os.environ, PATH=os.path.dirname(fusefs.binary()) + ":"
-                           + os.environ["PATH"])
         write(self.path("file"), b"seen")
+        # mount(8) looks for helpers in its own PATH. The tests have a mount
+        # namespace of their own.
+        programs = scratch.new_path("sbin")
+        os.mkdir(programs)
+        os.symlink(fusefs.binary(), os.path.join(programs, "hostwatchfs"))
+        scratch.run("mount", "--bind", programs, "/usr/local/sbin")
+        self.addCleanup(scratch.run, "umount", "/usr/local/sbin")
         subprocess.run(
             ["mount", "-t", "fuse.hostwatchfs", self.share, where, "-o",
              f"allow_other,nosuid,_netdev,x-systemd.after=x,events=invalidate,"
-             f"socket={self.daemon.socket}"], env=environment, check=True, timeout=30)
+             f"socket={self.daemon.socket}"], check=True, timeout=30)
         try:
             self.assertEqual(read(os.path.join(where, "file")), b"seen")
             with open("/proc/self/mountinfo", encoding="utf-8") as file:

@@ -79,8 +79,9 @@ class LossTest(DaemonTest):
         return set(looked), set(gone)
 
 
-@scratch.on_each_filesystem
-class Loss(LossTest):
+class PopulationTest(LossTest):
+    """A share with some contents, and changes to some of them."""
+
     def population(self, directories=20, files=40):
         paths = []
         for directory in range(directories):
@@ -139,6 +140,9 @@ class Loss(LossTest):
         changed.add(self.path("d11"))
         return changed, gone
 
+
+@scratch.on_each_filesystem
+class Loss(PopulationTest):
     def compare(self, nodes, taken, changed, gone, of_root=True):
         name = {node: os.path.relpath(path, self.share) for path, node in nodes.items()}
         name[ROOT] = "/"

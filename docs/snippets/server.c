@@ -1,3 +1,17 @@
+/* The library stays in step by itself: after a restart of the daemon it
+ * connects again and has all nodes registered. */
+static int open_session(struct hostwatch **h, hostwatch_reregister *all_nodes)
+{
+	struct hostwatch_options o;
+
+	hostwatch_options_init(&o, sizeof(o));
+	o.share = "src";
+	o.options = HW_SUPPRESS_ECHO;
+	o.flags = HOSTWATCH_RECONNECT;
+	o.reregister = all_nodes;
+	return hostwatch_open(&o, h);
+}
+
 /* A lookup is registered before it is answered; a thread turns events into
  * invalidations. `se` is the server's struct fuse_session. */
 static int on_lookup(struct hostwatch *h, int fd, const struct stat *st,
@@ -11,8 +25,10 @@ static void *event_thread(void *h)
 	struct hostwatch_event e;
 
 	while (hostwatch_next(h, &e, -1) == 1) {
-		if (e.kind != HOSTWATCH_EVENT)
-			continue; /* DISCONNECTED: hostwatch_reconnect() */
+		if (e.kind == HOSTWATCH_OUT_OF_STEP)
+			may_cache = false; /* short timeouts from here on */
+		if (e.kind == HOSTWATCH_IN_STEP)
+			may_cache = true; /* what changed has been told */
 		if (e.node.nodeid)
 			fuse_lowlevel_notify_inval_inode(se, e.node.nodeid, 0,
 							 0);

@@ -8,27 +8,29 @@ protocol FuseServer: AnyObject, Sendable {
   func invalidate(_ node: NodeID)
   /// Forgets what a name leads to.
   func invalidateEntry(_ name: [UInt8], in directory: NodeID)
-  /// Every inode with an open descriptor and the last ctime that was seen.
-  func registrations() -> [HostWatchClient.Registration]
+  /// Every inode with an open descriptor; what cannot be opened any more is
+  /// forgotten. `since` is for each.
+  func registrations(since: HostWatchClient.Moment) -> [HostWatchClient.Registration]
+  /// Whether answers may be cached for long.
+  func mayCache(_ allowed: Bool)
 }
 
-/// Keeps a server's caches true for as long as the daemon lives.
+/// Keeps a server's caches true, also over restarts of the daemon.
 func follow(share: String, for server: any FuseServer) async throws {
-  let client = try await HostWatchClient(.init(.share(share), options: .suppressEcho))
-  _ = try await client.register(server.registrations())
+  let client = try await HostWatchClient(
+    .init(.share(share), options: .suppressEcho),
+    reconnection: .init { client, since in
+      _ = try await client.register(server.registrations(since: since))
+    })
   for await event in client.events {
     switch event {
     case .record(let record):
       server.invalidate(record.node)
       server.invalidateEntry(record.name.bytes, in: record.directory)
       server.invalidateEntry(record.newName.bytes, in: record.newDirectory)
-    case .disconnected:
-      try await client.reconnect()
-    case .connected:
-      // Whatever changed meanwhile comes back as a RECHECK.
-      _ = try await client.register(server.registrations())
-    case .lost, .resynced, .detached:
-      break  // The daemon checks what is registered, and tells it in records.
+    case .outOfStep: server.mayCache(false)
+    case .inStep: server.mayCache(true)  // What had changed came as records.
+    case .lost, .resynced, .detached, .disconnected, .connected: break
     }
   }
 }

@@ -52,6 +52,8 @@
 #ifndef AT_STATX_DONT_SYNC
 #define AT_STATX_DONT_SYNC 0x4000 /* Linux 4.11 */
 #endif
+/* POLLRDHUP (Linux 2.6.17): the peer has shut down its side for sending. */
+enum { hw_poll_read_hang_up = 0x2000 };
 /* strerrorname_np(3): glibc 2.32. */
 const char *hw_error_name(int code);
 

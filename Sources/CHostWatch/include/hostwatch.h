@@ -46,6 +46,71 @@ extern "C" {
 /* A connection to hostwatchd and its session. */
 struct hostwatch;
 
+/*
+ * Registers what the server holds in a session that knows none of it yet, with
+ * `since` for every object: nothing that happened up to then is missing from
+ * the events handed out so far. See HOSTWATCH_RECONNECT.
+ *
+ * It is called in hostwatch_next(), without a lock: it may call every function
+ * but hostwatch_next(), hostwatch_reconnect() and hostwatch_close(). It goes
+ * through the server's table of nodes, opens each and registers it, best many
+ * at a time. Meanwhile:
+ *
+ * - The root is not registered, being so from the start. If it may have changed,
+ *   the library makes an event with HW_RECHECK for it (sequence 0).
+ * - What it cannot open any more (ENOENT, ESTALE) is gone: the server does what
+ *   it would do for HW_DELETE_SELF. What the daemon refuses (a status) is not
+ *   followed: the server must not cache it, or lets its clients look it up anew.
+ * - Other threads register as ever. One enters a node into the table before it
+ *   registers it, and lets it be there if that fails because the connection is
+ *   lost: either the table's walk finds the node or the registration comes late
+ *   enough. Registering twice does no harm.
+ * - Other threads take a node out of the table before hostwatch_forget(). A
+ *   walk that does not hold the table's lock until its registrations have
+ *   been sent looks into the table again afterwards, and forgets what is not
+ *   there any more.
+ *
+ * Returns 0, or a negative errno if it could not be done: then the connection
+ * is given up and everything begins anew, with the same `since`.
+ */
+typedef int hostwatch_reregister(struct hostwatch *h,
+				 const struct timespec *since, void *argument);
+
+/*
+ * hostwatch_options.flags.
+ *
+ * HOSTWATCH_RECONNECT: the library keeps the session up, and the server needs
+ * two states only. It begins in step: what happens is told. HOSTWATCH_OUT_OF_STEP
+ * says that from here on something may be missing, because the connection was
+ * lost or the daemon lost events. HOSTWATCH_IN_STEP says that it has been made
+ * up for: what had changed at registered nodes has been told by events before
+ * it (HW_RECHECK, HW_DELETE_SELF), so a NODES server that handles them has a
+ * true cache again and need not drop what did not change; a TREE client reads
+ * its tree then. The two alternate. The other kinds come, too, and may be
+ * ignored.
+ *
+ * The work is done in hostwatch_next(). When the connection is lost it connects
+ * again, at once and then after 50 ms to 2 seconds, for as long as there is no
+ * daemon; calls `reregister` (NODES); and asks the daemon with a SYNC for what
+ * that has to say. If the connection is lost meanwhile, it starts over. It
+ * gives up, and then returns -ENOTCONN, when the session ended for good
+ * (HW_DETACHED_UNMOUNTED, HW_DETACHED_REMOVED) or the daemon refuses the
+ * session for a reason that does not go away by itself (-EACCES, -EPERM,
+ * -ENOENT for the share, …). hostwatch_reconnect() lets it try again.
+ *
+ * `since`: in step, hostwatch_next() sends a SYNC of its own after events and
+ * registrations, at most one in sync_interval_ms. When a SYNC, its own or
+ * hostwatch_sync(), is answered, `since` becomes the time just before that
+ * SYNC was sent (CLOCK_REALTIME_COARSE) less 10 ms. Every change at a node
+ * registered before that SYNC, whose ctime is `since` or earlier, was then
+ * handed out or waits in the handle, and is handed out before `reregister` is
+ * called. One kind of change is not covered: that of a system call which set
+ * the ctime more than 10 ms before that SYNC, was still under way then (a
+ * write(2) of very many bytes), and ended while there was no daemon. A node
+ * that was registered later than `since` may be registered again with its own.
+ */
+#define HOSTWATCH_RECONNECT UINT32_C(1)
+
 /* What to open. Fill it with hostwatch_options_init(), then change it. */
 struct hostwatch_options {
 	size_t size;		 /* of this struct as the caller knows it */
@@ -61,6 +126,10 @@ struct hostwatch_options {
 	uint32_t echo_pid;	 /* 0 = this process */
 	int timeout_ms;		 /* of opening and reconnecting; -1 = none;
 				    default 5000 milliseconds */
+	uint32_t flags;		 /* HOSTWATCH_RECONNECT */
+	uint32_t sync_interval_ms; /* with it; 0 = 1000 milliseconds */
+	hostwatch_reregister *reregister; /* with it; NULL = nothing to do */
+	void *argument;		 /* handed to reregister */
 };
 
 /*
@@ -101,6 +170,9 @@ void hostwatch_shutdown(struct hostwatch *h);
  * to be right. In hostwatch_next() the events of the new session follow a
  * HOSTWATCH_CONNECTED; those of the old one, if they have not been fetched
  * yet, come before.
+ *
+ * With HOSTWATCH_RECONNECT that is hostwatch_next()'s to do; this function only
+ * lets it try at once, and again if it has given up.
  *
  * Returns 0, -EISCONN when the connection stands, -EALREADY when another thread
  * is reconnecting, or an error of hostwatch_open(); then it may be tried again.
@@ -223,7 +295,13 @@ enum hostwatch_kind {
 	/* hostwatch_reconnect() succeeded; what follows is the new session's. */
 	HOSTWATCH_CONNECTED = 6,
 	/* hostwatch_register_send() failed for `node`: error and text say why. */
-	HOSTWATCH_REGISTER_FAILED = 7
+	HOSTWATCH_REGISTER_FAILED = 7,
+	/* With HOSTWATCH_RECONNECT. From here on something may be missing: error
+	 * and text if the connection was lost, else reason (HW_LOST_* if error
+	 * is 0 and LOST follows, HW_DETACHED_* if DETACHED follows). */
+	HOSTWATCH_OUT_OF_STEP = 8,
+	/* With HOSTWATCH_RECONNECT. All is told again. TREE rescans. */
+	HOSTWATCH_IN_STEP = 9
 };
 
 /*
@@ -266,7 +344,10 @@ struct hostwatch_event {
  * Returns 1 and the event in *event, or 0 when none came in time (a timeout of
  * 0 may also return 0 while another thread is just reading one), -EBUSY when
  * another thread is in hostwatch_next(), or, after HOSTWATCH_DISCONNECTED was
- * handed out and until hostwatch_reconnect(), -ENOTCONN at once.
+ * handed out and until hostwatch_reconnect(), -ENOTCONN at once. With
+ * HOSTWATCH_RECONNECT, -ENOTCONN says that it has given up, and why; a call in
+ * which it reconnects may take longer than its timeout, by the options'
+ * timeout_ms and the time `reregister` takes.
  *
  * Whatever the daemon sends is checked before it is handed out: a malformed
  * packet or a gap in the sequence ends the connection with -EPROTO.
@@ -280,7 +361,9 @@ int hostwatch_next(struct hostwatch *h, struct hostwatch_event *event,
  * or in the handle; it may be readable without need, so call hostwatch_next()
  * with timeout 0 until it returns 0. It stays the same over
  * hostwatch_reconnect(), is not readable between HOSTWATCH_DISCONNECTED and
- * that, and belongs to the handle: the caller neither reads nor closes it.
+ * that, and belongs to the handle: the caller neither reads nor closes it. With
+ * HOSTWATCH_RECONNECT it is readable also when hostwatch_next() has to connect
+ * or to send a SYNC.
  *
  * Returns the descriptor, or a negative errno (-EMFILE, -ENFILE, -ENOMEM) if
  * it could not be made, which happens in the first call only.

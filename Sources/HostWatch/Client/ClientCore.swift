@@ -16,11 +16,17 @@ final class ClientCore: Sendable {
     /// INIT is under way.
     case connecting
     case connected
+    /// The client is to connect again by itself.
+    case reconnecting
     case closed
   }
 
   struct Pending {
     let type: UInt16
+    /// Of a SYNC: what its answer says to be told, if that counts.
+    var moment: Client.Moment?
+    /// The SYNC behind the registrations of a new session.
+    var joins = false
     let continuation: CheckedContinuation<Result<Client.Reply, Failure>, Never>
   }
 
@@ -40,12 +46,14 @@ final class ClientCore: Sendable {
     var hardLimitBytes = Int.max
     var waiters: [Waiter] = []
     var readerWaits = false
+    var step = StepState()
   }
 
-  private let attachment: Client.Attachment
+  let attachment: Client.Attachment
   // The attachment's own root directory, or -1. Closed in deinit.
   private let directory: Int32
   let bufferLimitBytes: Int
+  let reconnection: Client.Reconnection?
   private let connecting: @Sendable () throws(Failure) -> Client.Connection
   let state = Locked(State())
   let room = ThreadSemaphore()
@@ -53,6 +61,7 @@ final class ClientCore: Sendable {
 
   init(
     _ attachment: Client.Attachment, _ bufferLimitBytes: Int,
+    _ reconnection: Client.Reconnection?,
     _ connecting: @escaping @Sendable () throws(Failure) -> Client.Connection
   ) throws(Failure) {
     precondition(bufferLimitBytes > 0, "a buffer needs room")
@@ -66,6 +75,7 @@ final class ClientCore: Sendable {
     }
     self.attachment = own
     self.bufferLimitBytes = bufferLimitBytes
+    self.reconnection = reconnection
     self.connecting = connecting
   }
 
@@ -77,8 +87,9 @@ final class ClientCore: Sendable {
 
   // MARK: Connecting
 
-  func connect() async throws(Failure) -> Client.Session {
-    let epoch = try begin()
+  /// - Parameter from: the phase it begins in, and goes back to if it fails.
+  func connect(from phase: Phase = .disconnected) async throws(Failure) -> Client.Session {
+    let epoch = try begin(phase)
     do throws(Failure) {
       let connection = try connecting()
       let current = state.withLock { state in
@@ -93,21 +104,21 @@ final class ClientCore: Sendable {
       }
       return session
     } catch {
-      abandon(epoch)
+      abandon(epoch, phase)
       throw error
     }
   }
 
-  private func begin() throws(Failure) -> UInt64 {
+  private func begin(_ phase: Phase) throws(Failure) -> UInt64 {
     let result: Result<UInt64, Failure> = state.withLock { state in
-      switch state.phase {
-      case .connecting, .connected: return .failure(.system(SystemError("connect", EISCONN)))
-      case .closed: return .failure(.system(SystemError("connect", EBADF)))
-      case .disconnected:
-        state.phase = .connecting
-        state.epoch += 1
-        return .success(state.epoch)
+      guard state.phase == phase else {
+        let code = state.phase == .closed ? EBADF : EISCONN
+        return .failure(.system(SystemError("connect", code)))
       }
+      state.phase = .connecting
+      state.epoch += 1
+      state.step.begin(isFirst: state.epoch == 1)
+      return .success(state.epoch)
     }
     return try result.get()
   }
@@ -121,12 +132,15 @@ final class ClientCore: Sendable {
   }
 
   /// Undoes an attempt to connect that failed, without an event.
-  private func abandon(_ epoch: UInt64) {
+  private func abandon(_ epoch: UInt64, _ phase: Phase) {
     let (connection, waiters) = state.withLock { state -> (Client.Connection?, [Waiter]) in
       guard state.epoch == epoch, state.phase == .connecting else { return (nil, []) }
-      state.phase = .disconnected
-      defer { (state.connection, state.waiters) = (nil, []) }
-      return (state.connection, state.waiters)
+      state.phase = phase
+      let connection = state.connection
+      state.connection = nil
+      guard phase == .disconnected else { return (connection, []) }
+      defer { state.waiters = [] }
+      return (connection, state.waiters)
     }
     connection?.shutDown()
     for waiter in waiters { waiter.continuation.resume(returning: nil) }
@@ -152,14 +166,17 @@ final class ClientCore: Sendable {
 
   // MARK: Requests
 
-  func perform(_ request: Client.Request) async throws(Failure) -> Client.Reply {
-    let result = await withCheckedContinuation { submit(request, $0) }
+  /// - Parameter joining: makes a SYNC the one that is followed by `.inStep`.
+  func perform(_ request: Client.Request, joining: Client.Moment? = nil) async throws(Failure)
+    -> Client.Reply
+  {
+    let result = await withCheckedContinuation { submit(request, joining, $0) }
     if case .success(.refused(let refusal)) = result { throw .refused(refusal) }
     return try result.get()
   }
 
   private func submit(
-    _ request: Client.Request,
+    _ request: Client.Request, _ joining: Client.Moment?,
     _ continuation: CheckedContinuation<Result<Client.Reply, Failure>, Never>
   ) {
     // INIT is what connects; everything else waits for its reply.
@@ -172,7 +189,12 @@ final class ClientCore: Sendable {
     let unique = connection.nextUnique()
     let (accepted, wake) = state.withLock { state -> (Bool, Bool) in
       guard state.connection === connection else { return (false, false) }
-      state.pending[unique] = Pending(type: request.type, continuation: continuation)
+      var pending = Pending(type: request.type, continuation: continuation)
+      if case .sync = request {
+        pending.moment = state.step.isJoined ? .presentLessTick() : joining
+        pending.joins = joining != nil
+      }
+      state.pending[unique] = pending
       defer { state.readerWaits = false }
       return (true, state.readerWaits)
     }
@@ -252,7 +274,7 @@ final class ClientCore: Sendable {
   private func take(_ state: inout State) -> Taken {
     if let event = state.buffer.pop() { return .event(event) }
     switch state.phase {
-    case .connecting, .connected: return .nothing
+    case .connecting, .connected, .reconnecting: return .nothing
     case .disconnected, .closed: return .end
     }
   }

@@ -4,13 +4,33 @@ import Glibc
 extension ClientCore {
   func read(_ connection: Client.Connection, _ epoch: UInt64) {
     do throws(Failure) {
-      while awaitRoom(epoch), let packet = try connection.receive() {
+      while awaitRoom(epoch), let packet = try receive(connection, epoch) {
         try deliver(packet, epoch)
       }
       end(epoch, nil)
     } catch {
       connection.shutDown()
       end(epoch, error)
+    }
+  }
+
+  /// The next packet; sends the client's own SYNCs while it waits.
+  private func receive(_ connection: Client.Connection, _ epoch: UInt64) throws(Failure)
+    -> Client.Packet?
+  {
+    while true {
+      let wait = timeUntilSync(epoch)
+      if wait == 0 {
+        sendOwnSync(connection, epoch)
+        continue
+      }
+      do throws(Failure) {
+        return try connection.receive(timeoutMilliseconds: wait)
+      } catch {
+        guard wait > 0, case .system(let cause) = error, cause.code == ETIMEDOUT else {
+          throw error
+        }
+      }
     }
   }
 
@@ -32,28 +52,48 @@ extension ClientCore {
   private func deliver(_ packet: Client.Packet, _ epoch: UInt64) throws(Failure) {
     switch packet {
     case .reply(let unique, let type, let reply): try answer(unique, type, reply, epoch)
-    case .events(let batch): try push(epoch) { $0.push(batch) }
+    case .events(let batch):
+      try push(epoch) { state in
+        state.buffer.push(batch)
+        wantSync(&state)
+      }
     case .lost(let reason, let sequence):
-      try push(epoch) { $0.push(.lost(reason, sequence: sequence)) }
-    case .resynced(let resync): try push(epoch) { $0.push(.resynced(resync)) }
-    case .detached(let reason): try push(epoch) { $0.push(.detached(reason)) }
+      try push(epoch) { state in
+        markOutOfStep(&state)
+        state.step.isLost = true
+        state.buffer.push(.lost(reason, sequence: sequence))
+      }
+    case .resynced(let resync):
+      try push(epoch) { state in
+        state.buffer.push(.resynced(resync))
+        state.step.isLost = false
+        wantSync(&state)
+        // Before it has joined, the SYNC that follows says so.
+        if state.step.isJoined { markInStep(&state) }
+      }
+    case .detached(let reason):
+      try push(epoch) { state in
+        markOutOfStep(&state)
+        state.step.hasEnded = reason != .shutdown
+        state.buffer.push(.detached(reason))
+      }
     }
   }
 
-  private func push(_ epoch: UInt64, _ body: (inout EventBuffer) -> Void) throws(Failure) {
+  private func push(_ epoch: UInt64, _ body: (inout State) -> Void) throws(Failure) {
     let (overfull, ready) = state.withLock { state -> (Bool, [Ready]) in
       guard state.epoch == epoch, state.phase == .connected else { return (false, []) }
-      body(&state.buffer)
+      body(&state)
       return (state.buffer.bytes > state.hardLimitBytes, serve(&state))
     }
     for (waiter, event) in ready { waiter.continuation.resume(returning: event) }
     if overfull { throw .system(SystemError("event buffer", ENOBUFS)) }
   }
 
-  private typealias Ready = (Waiter, Client.Event)
+  typealias Ready = (Waiter, Client.Event)
 
   /// Hands buffered events to those who wait, oldest first.
-  private func serve(_ state: inout State) -> [Ready] {
+  func serve(_ state: inout State) -> [Ready] {
     var ready: [Ready] = []
     while !state.waiters.isEmpty, let event = state.buffer.pop() {
       ready.append((state.waiters.removeFirst(), event))
@@ -64,6 +104,7 @@ extension ClientCore {
   private func answer(_ unique: UInt64, _ type: UInt16, _ reply: Client.Reply, _ epoch: UInt64)
     throws(Failure)
   {
+    if isOwnSync(unique, type, reply, epoch) { return }
     let (pending, ready) = state.withLock { state -> (Pending?, [Ready]) in
       guard state.epoch == epoch, let pending = state.pending.removeValue(forKey: unique) else {
         return (nil, [])
@@ -71,6 +112,8 @@ extension ClientCore {
       if case .session(let session) = reply, pending.type == type {
         adopt(session, &state)
       }
+      if case .statuses = reply { wantSync(&state) }
+      if case .synced = reply, pending.type == type { advance(pending, &state) }
       return (pending, serve(&state))
     }
     for (waiter, event) in ready { waiter.continuation.resume(returning: event) }
@@ -87,6 +130,28 @@ extension ClientCore {
     pending.continuation.resume(returning: .success(reply))
   }
 
+  private func isOwnSync(
+    _ unique: UInt64, _ type: UInt16, _ reply: Client.Reply, _ epoch: UInt64
+  ) -> Bool {
+    state.withLock { state in
+      guard state.epoch == epoch, let sync = state.step.sync, sync.unique == unique,
+        type == Client.Request.sync.type, case .synced = reply
+      else { return false }
+      state.step.sync = nil
+      state.step.since = sync.moment
+      return true
+    }
+  }
+
+  /// A SYNC was answered.
+  private func advance(_ pending: Pending, _ state: inout State) {
+    if pending.joins {
+      markJoined(pending.moment, &state)
+    } else if let moment = pending.moment {
+      state.step.since = moment
+    }
+  }
+
   private func adopt(_ session: Client.Session, _ state: inout State) {
     // The first session's id is the initializer's to tell.
     if state.session != nil { state.buffer.push(.connected(sessionID: session.id)) }
@@ -97,15 +162,23 @@ extension ClientCore {
 
   /// The connection is over: every request fails, and whoever iterates learns it.
   private func end(_ epoch: UInt64, _ failure: Failure?) {
+    var rejoins = false
     let (pending, ready, waiters) = state.withLock { state -> ([Pending], [Ready], [Waiter]) in
       guard state.epoch == epoch else { return ([], [], []) }
       let pending = Array(state.pending.values)
       state.pending = [:]
       guard state.phase == .connected else { return (pending, [], []) }
-      state.phase = .disconnected
       state.connection = nil
+      markOutOfStep(&state)
       state.buffer.push(.disconnected(failure.map(\.systemError)))
       let ready = serve(&state)
+      guard reconnection == nil || state.step.hasEnded else {
+        state.phase = .reconnecting
+        rejoins = !state.step.isRejoining
+        state.step.isRejoining = true
+        return (pending, ready, [])
+      }
+      state.phase = .disconnected
       defer { state.waiters = [] }
       return (pending, ready, state.waiters)
     }
@@ -114,6 +187,7 @@ extension ClientCore {
     }
     for (waiter, event) in ready { waiter.continuation.resume(returning: event) }
     for waiter in waiters { waiter.continuation.resume(returning: nil) }
+    if rejoins { startRejoining() }
   }
 }
 

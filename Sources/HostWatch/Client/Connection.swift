@@ -82,6 +82,15 @@ extension HostWatchClient {
       guard result >= 0 else { throw .system(SystemError("sendmsg", -result)) }
     }
 
+    /// Sends a request without descriptors if the socket takes it at once.
+    func trySend(_ request: Request, unique: UInt64) -> Bool {
+      let packet = request.packet(unique: unique)
+      return unsafe packet.withUnsafeBytes {
+        unsafe hw_send_with_descriptors(
+          socket, $0.baseAddress, $0.count, nil, 0, Int32(MSG_DONTWAIT))
+      } >= 0
+    }
+
     /// Receives the next packet; nil means that the daemon hung up.
     ///
     /// - Parameter timeoutMilliseconds: how long to wait, -1 for ever. When it

@@ -14,6 +14,10 @@ extension HostWatchClient {
     case disconnected(SystemError?)
     /// `reconnect` was granted this session. Nothing is registered in it.
     case connected(sessionID: UInt64)
+    /// With `Reconnection`: from here on something may be missing.
+    case outOfStep
+    /// With `Reconnection`: all is told again. In TREE mode, read the tree.
+    case inStep
   }
 }
 

@@ -13,9 +13,11 @@
 /// on. That ends at `bufferLimitBytes` and four times the daemon's queue
 /// limit: then the client disconnects with ENOBUFS rather than grow.
 ///
-/// **Reconnecting** is the caller's, for what is registered is lost with the
-/// connection: on `.disconnected`, call `reconnect` and register everything
-/// anew, with `since` the last moment before the disconnection.
+/// **Reconnecting.** With a `Reconnection` the client does it by itself and says
+/// when it is in step and when it is not. Without one it is the caller's, for
+/// what is registered is lost with the connection: on `.disconnected`, call
+/// `reconnect` and register everything anew, with `since` the last moment before
+/// the disconnection at which it knew everything.
 public final class HostWatchClient: Sendable {
   /// What waits for the consumer of `events` before the client stops reading,
   /// in bytes.
@@ -30,21 +32,27 @@ public final class HostWatchClient: Sendable {
   /// as the client lives.
   public init(
     _ attachment: Attachment, socketPath: String = Connection.defaultSocketPath,
-    bufferLimitBytes: Int = defaultBufferLimitBytes
+    bufferLimitBytes: Int = defaultBufferLimitBytes, reconnection: Reconnection? = nil
   ) async throws(Failure) {
-    core = try ClientCore(attachment, bufferLimitBytes) { () throws(Failure) in
+    core = try ClientCore(attachment, bufferLimitBytes, reconnection) { () throws(Failure) in
       try Connection(path: socketPath)
     }
-    _ = try await core.connect()
+    _ = try await start()
   }
 
   /// As above, with connections that the caller makes: once here, and once
   /// for every `reconnect`.
   public init(
     _ attachment: Attachment, bufferLimitBytes: Int = defaultBufferLimitBytes,
+    reconnection: Reconnection? = nil,
     connecting: @escaping @Sendable () throws(Failure) -> Connection
   ) async throws(Failure) {
-    core = try ClientCore(attachment, bufferLimitBytes, connecting)
+    core = try ClientCore(attachment, bufferLimitBytes, reconnection, connecting)
+    _ = try await start()
+  }
+
+  private func start() async throws(Failure) {
+    core.state.withLock { $0.step.client = self }
     _ = try await core.connect()
   }
 
@@ -65,18 +73,21 @@ public final class HostWatchClient: Sendable {
     public struct Iterator: AsyncIteratorProtocol, Sendable {
       let client: HostWatchClient
 
-      /// The next event; nil after `.disconnected`, after `close` and when the
-      /// task is cancelled.
+      /// The next event; nil after `.disconnected` (with a `Reconnection`: when
+      /// the client has given up), after `close` and when the task is cancelled.
       public func next() async -> Event? { await client.core.next() }
     }
   }
 
   /// Starts another session after `.disconnected`, on a new connection; the
   /// events go on with `.connected`. It may be tried again when it fails.
-  /// Throws EISCONN while the client is connected.
+  /// Throws EISCONN while the client is connected. With a `Reconnection` it is
+  /// for trying again after the client has given up.
   @discardableResult
   public func reconnect() async throws(Failure) -> Session {
-    try await core.connect()
+    let session = try await core.connect()
+    if core.reconnection != nil { try await core.join() }
+    return session
   }
 
   /// Ends the session. What is buffered can still be taken out of `events`.

@@ -8,8 +8,6 @@ import Glibc
 /// get what happens on their filesystems. Everything runs on the loop's
 /// thread; nothing here blocks for longer than a lookup in a filesystem.
 public final class Hub {
-  public static let version = "0.1.0"
-
   /// May be changed at any time; sessions that exist keep what they have.
   public var limits: Limits
 
@@ -112,7 +110,13 @@ public final class Hub {
     // without a word, since nothing has been asked yet.
     guard sessions.count < limits.sessions * 2, !isShuttingDown else { return }
     let user = users[peer.uid] ?? UserAccount(uid: peer.uid, queueLimit: limits.queuePerUser)
-    guard peer.isPrivileged || user.sessions < limits.sessionsPerUser * 2 else { return }
+    guard peer.isPrivileged || user.sessions < limits.sessionsPerUser * 2 else {
+      return report(
+        Diagnostic(
+          .sessionRefused, .notice,
+          "Uid \(peer.uid) has \(user.sessions) connections already, twice limits.sessions-per-user: one more was closed.",
+          peer: peer))
+    }
     users[peer.uid] = user
     let session = Session(id: nextSession, socket: socket, peer: peer, user: user, hub: self)
     nextSession += 1
@@ -183,13 +187,13 @@ public final class Hub {
 
   // MARK: Housekeeping
 
-  private func armHousekeeping() {
+  func armHousekeeping() {
     guard !housekeepingIsArmed else { return }
     housekeepingIsArmed = true
     housekeeping?.arm(afterMicroseconds: Self.housekeepingMicroseconds)
   }
 
-  /// Closes connections that have not said INIT in time.
+  /// Closes connections that have not said INIT in time, or that are stuck.
   private func keepHouse() {
     housekeepingIsArmed = false
     if listenersArePaused {
@@ -202,11 +206,16 @@ public final class Hub {
     where !session.isAttached && now - session.created >= limit {
       session.end("it did not say INIT within \(HW_INIT_TIMEOUT_SECONDS) seconds")
     }
+    endStalled(now)
     if isShuttingDown && now - shutDownStarted >= limit {
       for session in Array(sessions.values) { session.end("it did not read what was left") }
       return finishShutDown()
     }
-    if isShuttingDown || sessions.values.contains(where: { !$0.isAttached }) { armHousekeeping() }
+    if isShuttingDown || hasStalledSessions
+      || sessions.values.contains(where: { !$0.isAttached })
+    {
+      armHousekeeping()
+    }
   }
 
   func scheduleResync() { resyncTimer?.arm(afterMicroseconds: 0) }

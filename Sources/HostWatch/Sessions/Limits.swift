@@ -11,6 +11,9 @@ public struct Limits: Sendable, Equatable {
   public var queuePerSession = Int(HW_QUEUE_DEFAULT)
   /// Bytes queued for all sessions of one unprivileged uid.
   public var queuePerUser = Int(HW_QUEUE_PER_USER_DEFAULT)
+  /// Descriptors in requests that are not read because the client does not read
+  /// either, in all connections of one unprivileged uid.
+  public var descriptorsPerUser = 16384
   /// Longest time an event may be held back to batch it, in microseconds.
   public var maxDelayMicroseconds: UInt32 = 1000
 

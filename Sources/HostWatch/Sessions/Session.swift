@@ -46,9 +46,14 @@ import Glibc
   private var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
   private(set) var isEnded = false
   private var hasLeft = false
+  /// The process whose changes are the session's own has ended.
+  private(set) var hasLostProcess = false
   private var ownProcess: (pidfd: DescriptorList, source: any LoopSource)?
   /// The connection is closed once everything queued has been sent.
-  private var isClosing = false
+  private(set) var isClosing = false
+  /// Since when the client takes nothing of what is queued while its requests
+  /// wait, in monotonic microseconds.
+  private(set) var stalledSince: UInt64?
   private var wantsWritable = false
   private var isInputPaused = false
   var resync: Resync?
@@ -200,6 +205,7 @@ import Glibc
       let count = unsafe state.pointee.queue.gather(pieces)
       let sent = unsafe hw_send_packets(socket.rawValue, pieces.baseAddress, UInt32(count))
       if sent == -EAGAIN { return false }
+      stalledSince = nil
       unsafe state.pointee.queue.drop(Int(try checked(sent, "sendmmsg")))
       return unsafe !state.pointee.queue.isEmpty
     }
@@ -221,6 +227,12 @@ import Glibc
   private func adjustReadiness() {
     let writable = !isDrained
     let paused = !canReply || isClosing
+    if !(writable && paused) {
+      stalledSince = nil
+    } else if stalledSince == nil {
+      stalledSince = Syscall.monotonicMicroseconds()
+      hub.armHousekeeping()
+    }
     guard writable != wantsWritable || paused != isInputPaused else { return }
     (wantsWritable, isInputPaused) = (writable, paused)
     var readiness: Readiness = []
@@ -269,6 +281,7 @@ import Glibc
     let number = fromSocket >= 0 ? fromSocket : hw_pidfd_open(pid)
     guard number >= 0 else {
       // It has ended already, or pidfds are not known.
+      hasLostProcess = number == -ESRCH
       if number == -ESRCH { filesystem?.router.forgetOwnProcess(slot: slot) }
       return
     }
@@ -290,6 +303,7 @@ import Glibc
   private func ownProcessEnded() {
     ownProcess?.source.cancel()
     ownProcess = nil
+    hasLostProcess = true
     filesystem?.drain()
     if !hasLeft { filesystem?.router.forgetOwnProcess(slot: slot) }
   }

@@ -29,6 +29,8 @@ struct Configuration: Equatable {
     static let sessions: ClosedRange<Int> = 1...262_144
     /// INIT's reply carries max_nodes in 32 bits.
     static let nodes: ClosedRange<Int> = 0...1_073_741_824
+    /// One packet has at most 253.
+    static let descriptors: ClosedRange<Int> = 253...1_073_741_824
     /// A session cannot ask for less than the protocol's least queue, nor for
     /// more than fits INIT's 32 bits.
     static let queueBytes: ClosedRange<Int> = 65_536...1_073_741_824

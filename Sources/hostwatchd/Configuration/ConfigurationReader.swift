@@ -17,6 +17,13 @@ struct ConfigurationReader {
   static func read(_ text: String, file: String, accounts: Accounts = .host)
     throws(ConfigurationRefused) -> Configuration
   {
+    let locator = SourceLocator(text)
+    if let line = locator.gapLines.first {
+      let issue = ConfigurationIssue(
+        line: line, key: "", problem: "a bracket is followed by neither a name nor a value",
+        remedy: "write tables as [daemon] or [[share]], and lists as [\"one\", \"two\"]")
+      throw ConfigurationRefused(file: file, issues: [issue])
+    }
     let table: TOMLTable
     do {
       table = try TOMLTable(string: text)
@@ -27,7 +34,7 @@ struct ConfigurationReader {
         line: nil, key: "", problem: "this is not TOML: \(error)", remedy: "see https://toml.io")
       throw ConfigurationRefused(file: file, issues: [issue])
     }
-    var reader = ConfigurationReader(text: text, accounts: accounts)
+    var reader = ConfigurationReader(locator: locator, accounts: accounts)
     reader.readRoot(table)
     guard reader.issues.isEmpty else {
       throw ConfigurationRefused(file: file, issues: reader.sortedIssues)
@@ -35,8 +42,8 @@ struct ConfigurationReader {
     return reader.configuration
   }
 
-  private init(text: String, accounts: Accounts) {
-    locator = SourceLocator(text)
+  private init(locator: SourceLocator, accounts: Accounts) {
+    self.locator = locator
     self.accounts = accounts
     issues = locator.nulLines.map {
       ConfigurationIssue(
@@ -118,6 +125,7 @@ struct ConfigurationReader {
       ("sessions-per-user", Range.sessions, \.sessionsPerUser),
       ("nodes-per-session", Range.nodes, \.nodesPerSession),
       ("nodes-per-session-unprivileged", Range.nodes, \.nodesPerSessionUnprivileged),
+      ("descriptors-per-user", Range.descriptors, \.descriptorsPerUser),
     ]
     for (key, range, field) in numbers {
       guard let number = section.integer(key, in: range) else { continue }

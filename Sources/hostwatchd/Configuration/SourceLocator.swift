@@ -12,6 +12,10 @@ struct SourceLocator {
   /// or name can hold it, and the parser's strings would end there silently.
   private(set) var nulLines: [Int] = []
 
+  /// Lines where a table's name or an array's element is not there but something
+  /// else. The parser would abort the process on them.
+  private(set) var gapLines: [Int] = []
+
   private let text: [UInt8]
   private var position = 0
   private var line = 1
@@ -67,6 +71,8 @@ extension SourceLocator {
     let isArray = current == UInt8(ascii: "[")
     if isArray { advance() }
     let headerLine = line
+    skipSpaces()
+    if !startsKey, current != UInt8(ascii: "]") { gapLines.append(headerLine) }
     let keys = readKeys()
     var path: KeyPath = []
     for (number, key) in keys.enumerated() {
@@ -107,6 +113,12 @@ extension SourceLocator {
     }
   }
 
+  private var startsKey: Bool {
+    current.map {
+      $0 == UInt8(ascii: "\"") || $0 == UInt8(ascii: "'") || SourceLocator.isBareKeyByte($0)
+    } ?? false
+  }
+
   private mutating func readKey() -> String? {
     guard let byte = current else { return nil }
     if byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "'") { return readString() }
@@ -144,6 +156,7 @@ extension SourceLocator {
         index += 1
         continue
       }
+      if byte == UInt8(ascii: "}") { gapLines.append(line) }
       let before = position
       let element = path + [.index(index)]
       lines[element] = line

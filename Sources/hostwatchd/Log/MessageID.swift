@@ -29,6 +29,7 @@ enum MessageID: String, CaseIterable, Sendable {
   case filesystemAttached = "c3658e3045874d1b9a7a164049c4e36f"
   case filesystemDetached = "62d3e8b993394bbcb3ad59a7ab275ab3"
   case filesystemFailed = "d5eaa19626de452da3f257e7daf5c264"
+  case descriptorsLimited = "72920899746c4520856e701c75f91e9a"
 
   /// The id under which a diagnostic is logged; `other` has none.
   init?(_ kind: Diagnostic.Kind) {
@@ -47,6 +48,7 @@ enum MessageID: String, CaseIterable, Sendable {
     case .filesystemDetached: self = .filesystemDetached
     case .filesystemFailed: self = .filesystemFailed
     case .queueSizeLimited: self = .queueLimited
+    case .descriptorsLimited: self = .descriptorsLimited
     case .other: return nil
     }
   }

@@ -99,6 +99,8 @@ final class Replay: Applier, @unchecked Sendable {
       })
   }
 
+  func finishApplying() { engine?.drain() }
+
   func stop() {
     engineBox.withLock { engine in
       defer { engine = nil }
@@ -116,6 +118,24 @@ final class Replay: Applier, @unchecked Sendable {
       self.stop()
     }
     _ = pthread_detach(thread)
+  }
+
+  /// The server's counters with those of the engine.
+  func adding(to counters: Counters) -> Counters {
+    var counters = counters
+    guard let figures = engine?.figures else { return counters }
+    counters.replayed += figures.replayed
+    counters.invalidated += figures.invalidated
+    counters.superseded += figures.superseded
+    counters.settled += figures.settled
+    counters.failures.merge(failures.withLock { $0.counts }) { $0 + $1 }
+    return counters
+  }
+
+  /// How long the record that was replayed last had waited.
+  var lagMicroseconds: UInt64 {
+    guard let figures = engine?.figures, figures.waiting > 0 else { return 0 }
+    return figures.lagNanoseconds / 1000
   }
 
   // MARK: - What went wrong

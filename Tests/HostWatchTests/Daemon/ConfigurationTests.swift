@@ -43,6 +43,7 @@ let testAccounts = Accounts(
       nodes-per-session-unprivileged = 0
       queue-per-session = "64KiB"
       queue-per-user = 131072
+      descriptors-per-user = 300
       [[share]]
       name = "src"
       path = "/srv/src"
@@ -65,6 +66,7 @@ let testAccounts = Accounts(
     expected.limits.nodesPerSessionUnprivileged = 0
     expected.limits.queuePerSession = 65_536
     expected.limits.queuePerUser = 131_072
+    expected.limits.descriptorsPerUser = 300
     expected.shares = [
       ShareConfiguration(
         name: "src", path: "/srv/src", allowedUsers: [1000, 17], allowedGroups: [36],
@@ -245,6 +247,15 @@ let testAccounts = Accounts(
   func syntaxErrorsHaveTheirLine(_ text: String, _ line: Int) throws {
     let message = try #require(errors(text).first)
     #expect(message.hasPrefix("t.toml:\(line): column "))
+  }
+
+  /// The parser would abort the process: found by fuzzing.
+  @Test(arguments: [
+    ("[$", 1), ("[[ ?]]", 1), ("\n[", 2), ("[daemon]\nsocket = [}", 2), ("x = [1,\n}", 2),
+  ])
+  func gapsAreRefusedBeforeTheParserSeesThem(_ text: String, _ line: Int) throws {
+    let message = try #require(errors(text).first)
+    #expect(message.hasPrefix("t.toml:\(line): a bracket is followed by neither"))
   }
 
   @Test func hostAccountsAreFound() {

@@ -1,0 +1,1 @@
+../../../Sources/hostwatchd/Configuration/ConfigurationReader.swift

@@ -1,0 +1,1 @@
+../../../Sources/hostwatchd/Log/Escaping.swift

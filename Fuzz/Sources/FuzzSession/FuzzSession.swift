@@ -1,0 +1,38 @@
+import CFanotify
+import CHostWatch
+import FuzzSupport
+import Glibc
+
+@testable import HostWatch
+
+/// Whole sessions: requests in any order, descriptors of any kind, changes of
+/// the files, peers that come and go, configurations that change. What the
+/// daemon sends is well formed and without gaps, nothing is left of anybody,
+/// and it does not trap.
+///
+/// Each byte of an input is a step of `Scene.step`. A scratch tmpfs is mounted
+/// in a mount namespace of the fuzzer's own. The daemon serves one input after
+/// the other: the end of a fanotify group takes the kernel 20 ms.
+@_cdecl("LLVMFuzzerTestOneInput")
+public func fuzzSession(_ data: UnsafePointer<UInt8>, _ size: Int) -> CInt {
+  var input = FuzzInput(data, size)
+  let descriptors = scene.descriptors
+  for _ in 0..<400 where !input.isAtEnd { scene.step(&input) }
+  scene.finish()
+  let left = openDescriptors()
+  precondition(left == descriptors, "open were \(descriptors), now \(left)")
+  return 0
+}
+
+nonisolated(unsafe) private let scene = Scene(Place())
+
+/// What is open. Pipes are the fuzzer's, to its symbolizer.
+func openDescriptors() -> [String] {
+  (0..<4096).compactMap { number in
+    var target = [CChar](repeating: 0, count: 256)
+    let link = "/proc/self/fd/\(number)"
+    guard readlink(link, &target, target.count - 1) > 0 else { return nil }
+    let name = String(cString: target)
+    return name.hasPrefix("pipe:") ? nil : name
+  }.sorted()
+}
