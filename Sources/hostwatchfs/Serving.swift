@@ -129,7 +129,8 @@ struct Serving {
   }
 
   private var fuseOptions: [String] {
-    var words = options.passed
+    // Replay makes the mount read-only, not its filesystem; the server refuses.
+    var words = options.passed.filter { $0 != "ro" || options.events != .replay }
     // The kernel checks permissions, by what the host's files say.
     if !words.contains("default_permissions") { words.append("default_permissions") }
     if !words.contains(where: { $0.hasPrefix("fsname=") }) {

@@ -58,16 +58,16 @@ final class Replay: Applier, @unchecked Sendable {
   func start() {
     var mountID: UInt64 = 0
     let descriptor = unsafe mountPoint.withCString { unsafe replay_open_mount($0, &mountID) }
-    guard descriptor >= 0 else {
-      log.warning(
-        "events are not replayed: the mount cannot be opened for it: \(Hostwatchfs.text(-descriptor))")
-      return
-    }
     if isReadOnly {
       let result = unsafe mountPoint.withCString { unsafe replay_make_read_only($0) }
       if result < 0 {
         log.warning("the mount is not read-only: \(Hostwatchfs.text(-result))")
       }
+    }
+    guard descriptor >= 0 else {
+      let why = Hostwatchfs.text(-descriptor)
+      log.warning("events are not replayed: the mount cannot be opened for it: \(why)")
+      return
     }
     let engine = ReplayEngine(mount: self, mountDescriptor: descriptor)
     do {
