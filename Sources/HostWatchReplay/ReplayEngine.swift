@@ -47,13 +47,16 @@ package final class ReplayEngine: Sendable {
     orphanageName = Array(".hostwatchfs-\(UInt64.random(in: .min ... .max))".utf8)
   }
 
-  deinit { _ = close(mountDescriptor) }
-
-  /// Starts the engine's thread.
+  /// Starts the engine's thread, which closes the descriptor when it ends.
   package func start() throws(SystemError) {
-    try ReplayThread.start { [self] in
-      Worker(engine: self, mountDescriptor: mountDescriptor).run()
-      finished.change { $0 = true }
+    do throws(SystemError) {
+      try ReplayThread.start { [self] in
+        Worker(engine: self, mountDescriptor: mountDescriptor).run()
+        finished.change { $0 = true }
+      }
+    } catch {
+      _ = close(mountDescriptor)
+      throw error
     }
   }
 

@@ -68,6 +68,8 @@ package protocol ReplayMount: AnyObject, Sendable {
   func status(of node: NodeID) -> ObjectStatus?
   /// Whether the host has this very object under this name now.
   func isOnHost(_ node: NodeID, _ place: Place) -> Bool
+  /// The highest link count that the kernel may have of it.
+  func toldLinks(of node: NodeID) -> UInt64
   /// Looks the name up on the host, makes and registers a node if the object
   /// has none, and keeps it until `release`. Nil if there is nothing.
   func find(_ place: Place) -> NodeID?

@@ -20,14 +20,21 @@ struct Settling: Sendable {
   }
 
   private var notes: [Place: Note] = [:]
-  /// When the next one has been quiet for long enough; nil if there is none.
-  private(set) var due: UInt64?
+  /// The notes as they were made, the oldest first; one that was made anew
+  /// meanwhile is here twice.
+  private var order: [(place: Place, at: UInt64)] = []
+  private var head = 0
 
   var count: Int { notes.count }
 
+  /// When the next one has been quiet for long enough; nil if there is none.
+  var due: UInt64? {
+    head < order.count ? order[head].at + Self.quietNanoseconds : nil
+  }
+
   mutating func note(_ place: Place, told: NodeID?, now: UInt64, differed: Bool = false) {
     notes[place] = Note(told: told, at: now, differed: differed)
-    if due == nil { due = now + Self.quietNanoseconds }
+    order.append((place, now))
   }
 
   /// A record is about the name, under which `before` was.
@@ -35,12 +42,21 @@ struct Settling: Sendable {
     note(place, told: notes[place].map { $0.told } ?? before, now: now)
   }
 
-  /// Takes out what has been quiet for long enough.
-  mutating func takeQuiet(now: UInt64) -> [(Place, Note)] {
-    let quiet = notes.filter { $0.value.at + Self.quietNanoseconds <= now }
-    for place in quiet.keys { notes[place] = nil }
-    due = notes.values.map(\.at).min().map { $0 + Self.quietNanoseconds }
-    return quiet.map { ($0.key, $0.value) }
+  /// Takes out the next that has been quiet for long enough.
+  mutating func takeQuiet(now: UInt64) -> (Place, Note)? {
+    while head < order.count, order[head].at + Self.quietNanoseconds <= now {
+      let (place, at) = order[head]
+      head += 1
+      if head >= 4_096 || head == order.count {
+        order.removeFirst(head)
+        head = 0
+      }
+      if let note = notes[place], note.at == at {
+        notes[place] = nil
+        return (place, note)
+      }
+    }
+    return nil
   }
 
   /// Puts back one that is to be looked at again, unless something was noted
@@ -52,15 +68,30 @@ struct Settling: Sendable {
 }
 
 extension Worker {
-  /// Compares names that have been quiet with the host; what differs twice is
-  /// told as if it had just happened.
+  /// How many names may wait to be settled while records come without a pause.
+  static var maxNotes: Int { 16_384 }
+
+  /// Compares names that have been quiet with the host, one after the other for
+  /// as long as no record comes; what differs twice is told as if it had just
+  /// happened.
   func settle() {
-    let now = monotonicNanoseconds()
-    for (place, note) in engine.settling.withLock({ $0.takeQuiet(now: now) }) {
-      guard mount.isKnown(place.directory) else { continue }
-      settle(place, note)
+    while let (place, note) = engine.settling.withLock({
+      $0.takeQuiet(now: monotonicNanoseconds())
+    }) {
+      if mount.isKnown(place.directory) { settle(place, note) }
+      if engine.queue.withLock({ $0.count > 0 }) { return }
     }
     releaseWhatEnded()
+  }
+
+  /// While records come without a pause.
+  func settleSome() {
+    guard engine.settling.withLock({ $0.count > Self.maxNotes }) else { return }
+    for _ in 0..<4 {
+      let now = monotonicNanoseconds()
+      guard let (place, note) = engine.settling.withLock({ $0.takeQuiet(now: now) }) else { return }
+      if mount.isKnown(place.directory) { settle(place, note) }
+    }
   }
 
   private func settle(_ place: Place, _ note: Settling.Note) {

@@ -42,6 +42,7 @@ final class Worker {
       switch work {
       case .record(let item):
         apply(item.record)
+        settleSome()
         let lag = monotonicNanoseconds() - item.arrived
         engine.figuresState.withLock { $0.lagNanoseconds = lag }
       case .overrun(let items):

@@ -133,7 +133,8 @@ extension Worker {
       if status?.links ?? 0 > 0, place.directory != engine.orphanage { return .failed(EEXIST) }
     } else {
       remaining = remainingNames(child, without: place, status)
-      flags |= REPLAY_COUNT
+      // The kernel asks for the count only if it may have another.
+      if remaining > 0 || mount.toldLinks(of: child) > 1 { flags |= REPLAY_COUNT }
       ticket.bias[child.nodeid] = remaining + 1 - Int(status?.links ?? 0)
     }
     // Somebody on the host has it open: it is to end when that does.

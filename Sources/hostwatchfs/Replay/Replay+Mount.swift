@@ -59,6 +59,8 @@ extension Replay: ReplayMount {
     return view.node(of: object.key)?.id == node.nodeid
   }
 
+  func toldLinks(of node: NodeID) -> UInt64 { view.node(node.nodeid)?.toldLinks ?? 0 }
+
   func find(_ place: Place) -> NodeID? {
     guard let (object, status, descriptor) = object(place) else { return nil }
     let node = view.hold(object, type: status.st_mode)
