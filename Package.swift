@@ -60,7 +60,7 @@ let package = Package(
     .executableTarget(
       name: "hostwatchfs",
       dependencies: [
-        "HostWatch", "CHostWatch", "CFuse", "CHostWatchFS",
+        "HostWatch", "CFanotify", "CHostWatch", "CFuse", "CHostWatchFS",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),

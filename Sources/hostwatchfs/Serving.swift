@@ -1,3 +1,4 @@
+import CFanotify
 import CHostWatch
 import CHostWatchFS
 import Glibc
@@ -22,7 +23,7 @@ struct Serving {
     let backing = try openSource()
     let daemon = try connect(backing)
     let statistics = Statistics()
-    let view = View(root: backing.root, timeout: timeout)
+    let view = View(root: backing.root, timeout: timeout, hasDaemon: daemon != nil)
     // The replay engine will be an Applier and an Interceptor made here.
     let settings = Server.Settings(
       isReadOnly: options.isReadOnly, isDirectIO: options.isDirectIO,
@@ -45,12 +46,23 @@ struct Serving {
     if let follower { follower.start() } else { view.isInStep = true }
     let control = startControl(view, statistics, follower)
     started()
+    notifyManager()
     let result = mount.loop(maxThreads: options.maxThreads)
     control?.stop()
     follower?.stop()
     mount.unmount()
     guard result >= 0 else {
       throw Fault(status: 70, text: "the session ended: \(Hostwatchfs.text(-result))")
+    }
+  }
+
+  /// Tells a service manager, if one started this, that the mount is there.
+  private func notifyManager() {
+    guard let path = unsafe getenv("NOTIFY_SOCKET") else { return }
+    let state = "READY=1"
+    let result = unsafe state.withCString { unsafe hw_notify(path, $0, state.utf8.count) }
+    if result < 0 {
+      log.warning("the service manager cannot be told: \(Hostwatchfs.text(-result))")
     }
   }
 
