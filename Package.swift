@@ -69,7 +69,9 @@ let package = Package(
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: strict),
     .testTarget(
       name: "HostWatchTests",
-      dependencies: ["HostWatch", "CFanotify", "CHostWatch", "hostwatchd", "TestSupport"],
+      dependencies: [
+        "HostWatch", "CFanotify", "CHostWatch", "hostwatchd", "hostwatchfs", "TestSupport",
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "HostWatchKernelTests",

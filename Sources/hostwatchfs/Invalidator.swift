@@ -1,5 +1,6 @@
 import CHostWatch
 import Glibc
+import HostWatch
 
 /// Applies records by dropping from the kernel's caches what they name:
 /// `-o events=invalidate`, and what replay falls back to.
@@ -33,14 +34,19 @@ final class Invalidator: Applier {
   private let backing: Backing
   private let notifier: Notifier
   private let statistics: Statistics
+  private let misplaced: Misplaced
   /// Nodes to be invalidated again. Only the follower's thread uses it.
   private nonisolated(unsafe) var unarrived: [UInt64] = []
 
-  init(_ view: View, _ backing: Backing, _ notifier: Notifier, _ statistics: Statistics) {
+  init(
+    _ view: View, _ backing: Backing, _ notifier: Notifier, _ statistics: Statistics,
+    _ misplaced: Misplaced
+  ) {
     self.view = view
     self.backing = backing
     self.notifier = notifier
     self.statistics = statistics
+    self.misplaced = misplaced
   }
 
   func apply(_ change: Change) {
@@ -72,8 +78,8 @@ final class Invalidator: Applier {
   }
 
   func settle() -> Int32 {
-    guard unsafe !unarrived.isEmpty else { return -1 }
-    let again = unsafe unarrived
+    let again = unsafe unarrived + misplaced.take()
+    guard !again.isEmpty else { return -1 }
     unsafe unarrived = []
     for id in again { invalidate(id, attributesOnly: false) }
     return unsafe unarrived.isEmpty ? -1 : 1
@@ -111,5 +117,34 @@ final class Invalidator: Applier {
   private func told(_ name: Name?, _ directory: UInt64) -> UInt64 {
     guard let name, directory != 0 else { return 0 }
     return view.child(name, of: directory) ?? 0
+  }
+}
+
+/// What handlers find that the kernel has to drop. They must not notify it
+/// themselves, so they leave it to the follower's thread.
+final class Misplaced: Sendable {
+  private struct State: Sendable {
+    var nodes: [UInt64] = []
+    var wake: (@Sendable () -> Void)?
+  }
+  private let state = Locked(State())
+
+  /// `wake` lets the follower call `take` soon.
+  func setWake(_ wake: @escaping @Sendable () -> Void) { state.withLock { $0.wake = wake } }
+
+  func add(_ node: UInt64) {
+    let wake = state.withLock { state in
+      // Without a follower caches expire by time.
+      if state.wake != nil { state.nodes.append(node) }
+      return state.wake
+    }
+    wake?()
+  }
+
+  func take() -> [UInt64] {
+    state.withLock { state in
+      defer { state.nodes = [] }
+      return state.nodes
+    }
   }
 }

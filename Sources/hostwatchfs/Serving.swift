@@ -25,12 +25,13 @@ struct Serving {
     let statistics = Statistics()
     let view = View(root: backing.root, timeout: timeout, hasDaemon: daemon != nil)
     // The replay engine will be an Applier and an Interceptor made here.
+    let misplaced = Misplaced()
     let settings = Server.Settings(
       isReadOnly: options.isReadOnly, isDirectIO: options.isDirectIO,
       becomesCaller: geteuid() == 0, keepsPages: timeout > 0)
     let server = Server(
       view: view, backing: backing, daemon: daemon, settings: settings, statistics: statistics,
-      interceptor: nil, log: log)
+      interceptor: nil, misplaced: misplaced, log: log)
     let mount: Mount
     do throws(Mount.Fault) {
       mount = try Mount(server: server, options: fuseOptions)
@@ -39,9 +40,12 @@ struct Serving {
       throw Fault(status: 71, text: error.text)
     }
     mount.notifier.probe()
-    let invalidator = Invalidator(view, backing, mount.notifier, statistics)
+    let invalidator = Invalidator(view, backing, mount.notifier, statistics, misplaced)
     let follower = daemon.map {
       Follower($0, view, backing, invalidator, invalidator, statistics, log)
+    }
+    if let follower {
+      misplaced.setWake { [unowned follower] in follower.wakeUp() }
     }
     if let follower { follower.start() } else { view.isInStep = true }
     let control = startControl(view, statistics, follower)

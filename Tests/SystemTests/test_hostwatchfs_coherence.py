@@ -2,6 +2,7 @@
 """What hostwatchfs lets the kernel cache is never stale, and is cached for ever."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -136,6 +137,24 @@ class CoherenceTest(MountTest):
                 self.fs.sync()
                 self.assertEqual(os.pread(file.fileno(), 100, 0), text)
                 self.assertEqual(os.fstat(file.fileno()).st_size, 6)
+
+    def test_appends_of_both_sides_are_all_there(self):
+        here, there = os.path.join(self.mnt, "log"), self.path("log")
+        with open(here, "ab", buffering=0) as ours, open(there, "ab", buffering=0) as theirs:
+            def append(file, text):
+                for number in range(500):
+                    file.write(b"%s%05d\n" % (text, number))
+            writers = [threading.Thread(target=append, args=(ours, b"m")),
+                       threading.Thread(target=append, args=(theirs, b"h"))]
+            for writer in writers:
+                writer.start()
+            for writer in writers:
+                writer.join()
+        self.fs.sync()
+        lines = read(there).split()
+        self.assertEqual(sorted(lines), sorted(b"%s%05d" % (text, number) for text in (b"m", b"h")
+                                               for number in range(500)))
+        fusefs.wait_until(lambda: read(here) == read(there), "the mount shows the same")
 
     def test_a_fresh_lookup_beside_changes_is_not_stale(self):
         """Lookups race with the change of the very name and file."""
@@ -474,6 +493,34 @@ class CommandTest(DaemonTest):
             self.assertIn("nosuid", line)
         finally:
             subprocess.run(["umount", where], check=True)
+
+    def test_the_status_shows_mounts(self):
+        fs = fusefs.HostwatchFS(self.share, self.daemon.socket, "events=invalidate")
+        self.addCleanup(fs.kill)
+        write(self.path("file"), b"x")
+        fs.sync()
+        os.stat(os.path.join(fs.path, "file"))
+        fs.sync()
+        with open(self.path("file"), "r+b") as file:
+            file.write(b"y")
+        fs.sync()
+        control = os.path.join(os.path.dirname(fusefs.binary()), "hostwatchctl")
+        def ask(*words):
+            return subprocess.run([control, "--socket", self.daemon.socket, "status", *words],
+                                  stdout=subprocess.PIPE, check=True, timeout=20).stdout.decode()
+        (mount,) = [one for one in json.loads(ask("--json"))["mounts"]
+                    if one["pid"] == fs.process.pid]
+        self.assertEqual((mount["source"], mount["mountpoint"]), (self.share, fs.path))
+        self.assertEqual((mount["state"], mount["events"]), ("in-step", "invalidate"))
+        self.assertEqual(mount["nodes"], 2)
+        self.assertGreaterEqual(mount["invalidated"], 2)
+        self.assertEqual(mount["failures"], {})
+        (line,) = [line for line in ask().split("\n") if fs.path in line]
+        self.assertRegex(line, rf"^ *{fs.process.pid} +in-step +invalidate +2 ")
+        fs.process.kill()  # nobody answers for it any more
+        fs.process.wait()
+        self.assertNotIn(fs.path, ask())
+        os.unlink(fs.control)
 
     def test_without_the_daemon(self):
         where = scratch.new_path("where")
