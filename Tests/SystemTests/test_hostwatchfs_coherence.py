@@ -190,6 +190,58 @@ class CoherenceTest(MountTest):
                 looker.join()
 
 
+class WithoutHandlesTest(CoherenceTest):
+    """Without CAP_DAC_READ_SEARCH: a descriptor for each object instead of a handle."""
+
+    prefix = ("setpriv", "--bounding-set", "-dac_read_search", "--inh-caps", "-dac_read_search")
+
+    def test_it_says_so(self):
+        self.assertIn("without CAP_DAC_READ_SEARCH", self.fs.log())
+        links = {os.readlink(f"/proc/{self.fs.process.pid}/fd/{number}")
+                 for number in os.listdir(f"/proc/{self.fs.process.pid}/fd")}
+        self.assertIn(self.path("b"), links)
+
+
+class HandlesTest(MountTest):
+    def test_a_node_costs_no_descriptor(self):
+        for number in range(3000):
+            os.mkdir(self.path(f"d{number}"))
+            os.close(os.open(self.path(f"d{number}", "file"), os.O_CREAT | os.O_WRONLY))
+        tree(self.mnt)
+        self.fs.sync()
+        tree(self.mnt)
+        self.assertGreater(self.fs.status()["nodes"], 6000)
+        self.assertLess(len(os.listdir(f"/proc/{self.fs.process.pid}/fd")), 900)
+        # And the nodes go when the kernel forgets them.
+        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+            file.write("2")
+        fusefs.wait_until(lambda: self.fs.status()["nodes"] < 100, "the nodes are gone")
+        self.assertEqual(tree(self.mnt), tree(self.share))
+
+    def test_a_removed_file_ends_as_it_would_without_the_mount(self):
+        os.close(os.open(self.path("file"), os.O_CREAT | os.O_WRONLY))
+        session = self.session()
+        os.stat(os.path.join(self.mnt, "file"))
+        self.assertEqual(session.register_path(self.path("file"), 7, 1), 0)
+        os.unlink(self.path("file"))
+        masks = [record.mask for record in session.records() if record.node == (7, 1)]
+        self.assertTrue(any(mask & 0x400 for mask in masks), masks)  # DELETE_SELF
+
+    def test_another_filesystem_below_is_served_and_not_cached(self):
+        os.mkdir(self.path("sub"))
+        scratch.run("mount", "-t", "tmpfs", "scratch", self.path("sub"))
+        self.addCleanup(scratch.run, "umount", "-l", self.path("sub"))
+        self.addCleanup(self.fs.unmount)  # which holds descriptors there; runs first
+        # A mount that was there when the server started is seen by it in any namespace.
+        there, here = self.path("sub", "file"), os.path.join(self.mnt, "sub", "file")
+        for number in range(10):
+            write(there, b"x" * number)
+            self.assertEqual(os.stat(here).st_size, number)
+            self.assertEqual(read(here), b"x" * number)
+            os.unlink(there)
+            self.assertEqual(outcome(os.stat, here), "ENOENT")
+
+
 class Churn:
     """Random operations on a few hundred names below a directory."""
 
