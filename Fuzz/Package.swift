@@ -23,6 +23,7 @@ let package = Package(
       name: "FuzzSupport", dependencies: [.product(name: "HostWatch", package: "hostwatchd")]),
     target("FuzzRecords"),
     target("FuzzRequests"),
+    target("FuzzHandOver"),
     target("FuzzSession", ["FuzzSupport", "CFuzz"]),
     // The daemon's own sources, by a link: an executable cannot be imported.
     target(

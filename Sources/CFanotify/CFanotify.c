@@ -251,6 +251,59 @@ int hw_notify(const char *path, const void *text, size_t size)
 	return result < 0 ? result : 0;
 }
 
+int hw_notify_with_descriptors(const char *path, const void *text, size_t size,
+			       const int *descriptors, unsigned int count,
+			       unsigned int milliseconds)
+{
+	struct sockaddr_un address;
+	int result = unix_address(path, &address);
+	if (result)
+		return result;
+	socklen_t length =
+		(socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
+	if (path[0] == '@')
+		address.sun_path[0] = '\0';
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	struct timeval wait = { .tv_sec = milliseconds / 1000,
+				.tv_usec = milliseconds % 1000 * 1000 };
+	result = checked(
+		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait));
+	if (result == 0)
+		result = checked(
+			connect(fd, (struct sockaddr *)&address, length));
+	if (result == 0)
+		result = hw_send_with_descriptors(fd, text, size, descriptors,
+						  count, 0);
+	close(fd);
+	return result;
+}
+
+int hw_memfd(const char *name)
+{
+	return checked(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+}
+
+enum { all_seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE };
+
+int hw_seal(int fd)
+{
+	return checked(fcntl(fd, F_ADD_SEALS, all_seals));
+}
+
+int hw_is_sealed(int fd)
+{
+	int seals = fcntl(fd, F_GET_SEALS);
+	return seals >= 0 && (seals & all_seals) == all_seals;
+}
+
+int hw_socket_pair(int pair[2])
+{
+	return checked(socketpair(
+		AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair));
+}
+
 int hw_accept(int socket)
 {
 	return checked(

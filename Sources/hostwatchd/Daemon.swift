@@ -8,10 +8,13 @@ final class Daemon {
   private var configuration: Configuration
   /// Whether the configuration came from a file, which a reload then expects.
   private let hadFile: Bool
-  private let loop: SystemdLoop
-  private let hub: Hub
-  private var logger: Logger
-  private let diagnostics: DiagnosticLog
+  let loop: SystemdLoop
+  let hub: Hub
+  private(set) var logger: Logger
+  let store: SystemdStore?
+  /// The next process goes on with the sessions and the socket.
+  var hasHandedOver = false
+  let diagnostics: DiagnosticLog
   private var status: StatusReporter?
   private var isStopping = false
 
@@ -22,25 +25,31 @@ final class Daemon {
     var logger = logger
     logger.logLevel = configuration.logLevel
     try Requirements.check()
-    let sockets = try Sockets.open(configuration)
-    let code: Int32
+    let inherited = try InheritedSockets.take()
+    let store = SystemdStore(inherited: inherited.stored) { [logger] id, text in
+      logger.warning("\(text)", metadata: .of(id))
+    }
+    let sockets = try Sockets.open(configuration, inherited: inherited.listeners, store: store)
     do {
-      let daemon = try Daemon(source: source, configuration: configuration, logger: logger)
-      code = try daemon.serve(sockets.listeners, place: sockets.place)
+      let daemon = try Daemon(
+        source: source, configuration: configuration, logger: logger, store: store)
+      let code = try daemon.serve(sockets.listeners, place: sockets.place)
+      if daemon.hasHandedOver { sockets.leave() } else { sockets.remove() }
+      return code
     } catch {
       sockets.remove()
       throw error
     }
-    sockets.remove()
-    return code
   }
 
-  private init(source: ConfigurationSource, configuration: Configuration, logger: Logger)
-    throws(SystemError)
-  {
+  private init(
+    source: ConfigurationSource, configuration: Configuration, logger: Logger,
+    store: SystemdStore?
+  ) throws(SystemError) {
     self.source = source
     self.configuration = configuration
     self.logger = logger
+    self.store = store
     hadFile = FileIdentity(path: source.path) != nil
     loop = try SystemdLoop()
     let diagnostics = DiagnosticLog(logger: logger)
@@ -60,7 +69,7 @@ final class Daemon {
       try loop.signal(number) { [unowned self] in stop(SystemError.signalName(number)) }
     }
     try loop.signal(SIGHUP) { [unowned self] in reload() }
-    hub.setShares(configuration.shares)
+    takeUp(then: configuration.shares)
     for listener in listeners { try hub.serve(OwnedDescriptor(listener)) }
     try loop.startWatchdog()
     let hub = self.hub
@@ -84,6 +93,10 @@ final class Daemon {
     status?.stop()
     ServiceManager.stopping()
     logger.info("\(signal): stopping", metadata: .of(.stopping))
+    if isRestart && handOver() {
+      hasHandedOver = true
+      return loop.exit(0)
+    }
     hub.shutDown { [loop] in loop.exit(0) }
   }
 

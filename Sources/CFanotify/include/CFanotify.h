@@ -135,6 +135,23 @@ int hw_accept(int socket);
  */
 int hw_notify(const char *path, const void *text, size_t size);
 
+/*
+ * The same with descriptors, and waiting up to `milliseconds` for the manager
+ * to read: what it is to keep must not get lost.
+ */
+int hw_notify_with_descriptors(const char *path, const void *text, size_t size,
+			       const int *descriptors, unsigned int count,
+			       unsigned int milliseconds);
+
+/* A memfd that can be sealed (Linux 3.17); -errno on failure. */
+int hw_memfd(const char *name);
+/* Seals it against every change, and against other seals. */
+int hw_seal(int fd);
+/* 1 if it is sealed so, 0 if not or if it is no memfd. */
+int hw_is_sealed(int fd);
+/* Two connected SOCK_SEQPACKET sockets, non-blocking. */
+int hw_socket_pair(int pair[2]);
+
 struct hw_peer {
 	pid_t pid;
 	uid_t uid;

@@ -31,7 +31,10 @@ import CHostWatch
   private var passed: [UInt32]
   /// Milliseconds on CLOCK_MONOTONIC, as of this batch.
   var now: UInt32 = 0
-  private(set) var delivered: UInt64 = 0
+  var delivered: UInt64 = 0
+  /// When an earlier process handed over, on the same clock: what passed within
+  /// a second before that is not known, so it may have been any object.
+  var takenUpFrom: UInt32?
 
   static let passedMemoryMilliseconds: UInt32 = 1000
 
@@ -98,6 +101,10 @@ import CHostWatch
   /// it was registered.
   func hasPassed(_ handle: HandleView, now: UInt32) -> Bool {
     guard !passed.isEmpty else { return false }
+    if let takenUpFrom {
+      if now &- takenUpFrom <= Self.passedMemoryMilliseconds { return true }
+      self.takenUpFrom = nil
+    }
     let seen = passed[place(handle.hash(seed: nodes.seed))]
     return seen != 0 && now &- seen <= Self.passedMemoryMilliseconds
   }

@@ -47,6 +47,18 @@ struct FanotifyGroup: ~Copyable {
     descriptor = group
   }
 
+  /// Takes over a group that another process has made. Throws unless its one
+  /// mark is on `device`; what that asks for is read from the kernel.
+  init(adopting group: consuming OwnedDescriptor, device: UInt64) throws(SystemError) {
+    let mark = try Self.mark(of: group)
+    guard let mark, mark.device == device else {
+      throw SystemError("a fanotify group that was handed over", ENODEV)
+    }
+    descriptor = group
+    self.device = device
+    mask = mark.mask
+  }
+
   /// Makes the mark ask for `wanted` and nothing else.
   mutating func setMask(_ wanted: EventMask, directory: Int32) throws(SystemError) {
     let new = wanted.isEmpty ? Self.idleMask : wanted
@@ -72,15 +84,29 @@ struct FanotifyGroup: ~Copyable {
   /// `sdev` of the one mark: the kernel's own device number, major << 20 | minor.
   private static func markedDevice(_ group: borrowing OwnedDescriptor) throws(SystemError) -> UInt64
   {
+    guard let mark = try mark(of: group) else {
+      throw SystemError("fdinfo of the fanotify group: no mark", ENOENT)
+    }
+    return mark.device
+  }
+
+  private static func mark(of group: borrowing OwnedDescriptor) throws(SystemError)
+    -> (device: UInt64, mask: EventMask)?
+  {
     let path = "/proc/self/fdinfo/\(group.rawValue)"
     let text = String(decoding: try Syscall.contents(of: path), as: UTF8.self)
     for line in text.split(separator: "\n") where line.hasPrefix("fanotify sdev:") {
       let digits = line.dropFirst("fanotify sdev:".count).prefix { $0 != " " }
       if let number = UInt64(digits, radix: 16) {
-        return UInt64(gnu_dev_makedev(UInt32(number >> 20), UInt32(number & 0xfffff)))
+        let mask = line.split(separator: " ").first { $0.hasPrefix("mask:") }
+        let bits = mask.flatMap { UInt64($0.dropFirst("mask:".count), radix: 16) } ?? 0
+        return (
+          UInt64(gnu_dev_makedev(UInt32(number >> 20), UInt32(number & 0xfffff))),
+          EventMask(rawValue: bits).intersection(EventMask.allEvents.union(idleMask))
+        )
       }
     }
-    throw SystemError("fdinfo of the fanotify group: no mark", ENOENT)
+    return nil
   }
 }
 

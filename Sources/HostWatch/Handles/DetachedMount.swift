@@ -7,7 +7,7 @@ import Glibc
 /// gone.
 struct DetachedMount: ~Copyable {
   /// Keeps the clone together; nil where there is none.
-  private let tree: OwnedDescriptor?
+  let tree: OwnedDescriptor?
   /// The root, open for reading: open_by_handle_at(2) takes no O_PATH descriptor.
   let root: OwnedDescriptor
 
@@ -23,6 +23,12 @@ struct DetachedMount: ~Copyable {
   init(holding directory: Int32) throws(SystemError) {
     root = try Syscall.openRoot(directory)
     tree = nil
+  }
+
+  /// Takes over a mount that another process has made.
+  init(tree: consuming OwnedDescriptor?, root: consuming OwnedDescriptor) {
+    self.root = root
+    self.tree = tree
   }
 
   /// For a system call made while this lives.

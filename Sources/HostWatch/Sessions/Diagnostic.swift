@@ -26,6 +26,7 @@ public struct Diagnostic: Sendable {
     case filesystemDetached
     case filesystemFailed
     case queueSizeLimited
+    case takeUpFailed
     case descriptorsLimited
     case other
   }

@@ -11,19 +11,22 @@ public final class Hub {
   /// May be changed at any time; sessions that exist keep what they have.
   public var limits: Limits
 
+  /// Where groups are kept beyond the process's end; nil: nowhere.
+  public var store: (any DescriptorStore)?
+
   let loop: any EventLoop
   let report: (Diagnostic) -> Void
   let receiver = PacketReceiver()
   let started = Syscall.monotonicMicroseconds()
   var filesystems: [UInt64: WatchedFilesystem] = [:]
   var shares: [Share] = []
-  private(set) var sessions: [UInt64: Session] = [:]
-  private var users: [UInt32: UserAccount] = [:]
-  private var listeners: [(descriptor: Int32, source: any LoopSource)] = []
+  var sessions: [UInt64: Session] = [:]
+  var users: [UInt32: UserAccount] = [:]
+  var listeners: [(descriptor: Int32, source: any LoopSource)] = []
   var mountTable: (descriptor: Int32, source: any LoopSource)?
   private var housekeeping: (any LoopTimer)?
   private var resyncTimer: (any LoopTimer)?
-  private var nextSession: UInt64 = 1
+  var nextSession: UInt64 = 1
   /// What sessions that ended have had.
   var pastLost: UInt64 = 0
   var pastEvents: UInt64 = 0
@@ -135,7 +138,7 @@ public final class Hub {
     }
   }
 
-  private static func groups(of socket: Int32) -> [UInt32] {
+  static func groups(of socket: Int32) -> [UInt32] {
     var groups = [gid_t](repeating: 0, count: 64)
     while true {
       let count = unsafe groups.withUnsafeMutableBufferPointer {

@@ -19,6 +19,7 @@ extension Hub {
       try made.start(in: loop)
       made.failed = { [unowned self] in filesystemFailed($0, $1) }
       filesystems[made.device] = made
+      keep(made)
       report(
         Diagnostic(
           .filesystemAttached, .info,
@@ -56,6 +57,7 @@ extension Hub {
   func forget(_ filesystem: WatchedFilesystem) {
     filesystem.stop()
     filesystems[filesystem.device] = nil
+    if filesystem.isStored { store?.remove(WatchedFilesystem.storeName(filesystem.device)) }
     pastEvents += filesystem.recordsRead
     pastDelivered += filesystem.router.delivered
     pastCorrected += filesystem.reconciler.counters.corrected

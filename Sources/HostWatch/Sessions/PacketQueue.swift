@@ -128,6 +128,18 @@ import Glibc
     if queued == 0 { reset() }
   }
 
+  /// What waits, in order, each packet padded to a multiple of 8.
+  func contents() -> [UInt8] {
+    guard queued > 0, let base = unsafe base else { return [] }
+    // From the head to the tail, or to the wrap and from 0 to the tail.
+    let end = wrap == 0 ? tail : wrap
+    var bytes = unsafe [UInt8](UnsafeRawBufferPointer(start: base + head, count: end - head))
+    if wrap != 0 {
+      unsafe bytes.append(contentsOf: UnsafeRawBufferPointer(start: base, count: tail))
+    }
+    return bytes
+  }
+
   /// Gives the memory back. What waits is dropped.
   mutating func release() {
     unsafe userQueued.pointee -= queued

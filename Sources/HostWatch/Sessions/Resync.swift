@@ -21,6 +21,16 @@ final class Resync {
     self.since = since
   }
 
+  /// Goes on with one that an earlier process has begun; `registrations` are those
+  /// that it had not come to.
+  init(_ registrations: [UInt32], takingUp state: HandOverState.ResyncState) {
+    self.registrations = registrations
+    (since, checked, reported) = (state.since, state.checked, state.reported)
+  }
+
+  /// Those that have not been looked at yet.
+  var unchecked: ArraySlice<UInt32> { registrations[next...] }
+
   /// A node that was registered meanwhile.
   func add(_ registration: UInt32) { registrations.append(registration) }
 

@@ -42,15 +42,15 @@ import Glibc
   var user: UserAccount
 
   /// Replies from before INIT was granted; they go before the queue.
-  private var early: [[UInt8]] = []
-  private var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
+  var early: [[UInt8]] = []
+  var pendingSyncs: [(unique: UInt64, barrier: UInt64)] = []
   private(set) var isEnded = false
-  private var hasLeft = false
+  var hasLeft = false
   /// The process whose changes are the session's own has ended.
-  private(set) var hasLostProcess = false
-  private var ownProcess: (pidfd: DescriptorList, source: any LoopSource)?
+  var hasLostProcess = false
+  var ownProcess: (pidfd: DescriptorList, source: any LoopSource)?
   /// The connection is closed once everything queued has been sent.
-  private(set) var isClosing = false
+  var isClosing = false
   /// Since when the client takes nothing of what is queued while its requests
   /// wait, in monotonic microseconds.
   private(set) var stalledSince: UInt64?
@@ -59,7 +59,7 @@ import Glibc
   var resync: Resync?
   /// Since when records are being dropped.
   var losingSince: Timestamp?
-  private(set) var lostCount: UInt64 = 0
+  var lostCount: UInt64 = 0
 
   init(
     id: UInt64, socket: consuming OwnedDescriptor, peer: PeerIdentity, user: UserAccount, hub: Hub
@@ -285,13 +285,17 @@ import Glibc
       if number == -ESRCH { filesystem?.router.forgetOwnProcess(slot: slot) }
       return
     }
+    watchOwnProcess(OwnedDescriptor(number))
+  }
+
+  func watchOwnProcess(_ pidfd: consuming OwnedDescriptor) {
+    let list = DescriptorList([pidfd.take()])
     do throws(SystemError) {
-      let source = try hub.loop.watch(number, for: .readable, priority: .normal) {
+      let source = try hub.loop.watch(list.numbers[0], for: .readable, priority: .normal) {
         [unowned self] _ in ownProcessEnded()
       }
-      ownProcess = (DescriptorList([number]), source)
+      ownProcess = (list, source)
     } catch {
-      _ = close(number)
       hub.report(
         Diagnostic(
           .other, .warning, "A client's process cannot be watched: \(error).", session: id,
@@ -300,7 +304,7 @@ import Glibc
   }
 
   /// What was queued before its end is its own still.
-  private func ownProcessEnded() {
+  func ownProcessEnded() {
     ownProcess?.source.cancel()
     ownProcess = nil
     hasLostProcess = true

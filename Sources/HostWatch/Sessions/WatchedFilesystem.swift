@@ -17,7 +17,7 @@ final class WatchedFilesystem {
   let isInMountTable: Bool
   let router: Router
   private(set) var reconciler: Reconciler
-  private var group: FanotifyGroup
+  private(set) var group: FanotifyGroup
   private var source: (any LoopSource)?
   private var timer: (any LoopTimer)?
   private var deathTimer: (any LoopTimer)?
@@ -25,25 +25,27 @@ final class WatchedFilesystem {
   private let knownDevice: UInt64?
 
   /// Sessions by slot.
-  private(set) var sessions: [UInt32: Session] = [:]
+  var sessions: [UInt32: Session] = [:]
   /// Shares of the configuration that are on it.
   var shareCount = 0
 
   /// Records read since the group was made.
-  private(set) var recordsRead: UInt64 = 0
-  private(set) var overflows: UInt64 = 0
-  private(set) var batches: UInt64 = 0
-  private(set) var largestBatch = 0
+  var recordsRead: UInt64 = 0
+  var overflows: UInt64 = 0
+  var batches: UInt64 = 0
+  var largestBatch = 0
   /// The last moment at which the queue is known to have been empty.
   private(set) var lastEmpty: Timestamp
   private var lastDrain: UInt64 = 0
   /// The smallest delay that a session allows, in microseconds.
   private var delay: UInt64 = 0
   /// Sessions whose SYNC has not been answered.
-  private var syncing: [Session] = []
+  var syncing: [Session] = []
   private var isWaiting = false
   private(set) var hasOverflowed = false
-  private var hasFailed = false
+  private(set) var hasFailed = false
+  /// The group is in the descriptor store.
+  var isStored = false
 
   private let report: (Diagnostic) -> Void
   /// Called when the group cannot be read any more.
@@ -55,34 +57,25 @@ final class WatchedFilesystem {
   /// How long one turn of the loop may read, so that clients have theirs.
   private static let microsecondsPerTurn: UInt64 = 5000
 
-  /// Marks the filesystem that `directory` is on.
-  init(directory: Int32, report: @escaping (Diagnostic) -> Void) throws(WatchError) {
+  /// - Parameters:
+  ///   - knownDevice: the st_dev of its objects; nil where it has several.
+  ///   - mount: for what has to be looked up by handle.
+  init(
+    group: consuming FanotifyGroup, mount: consuming DetachedMount, magic: UInt32,
+    knownDevice: UInt64?, isInMountTable: Bool, lastEmpty: Timestamp,
+    report: @escaping (Diagnostic) -> Void
+  ) {
     self.report = report
-    // The filesystem's top level, where it is mounted anywhere: from there every
-    // directory can be found, and a btrfs subvolume can be marked only so.
-    let topLevel = Self.topLevel(of: directory)
-    defer { withExtendedLifetime(topLevel) {} }
-    let markable = topLevel?.numbers.first ?? directory
-    group = try FanotifyGroup(marking: markable)
     device = group.device
-    lastEmpty = Syscall.coarseNow()
-    do {
-      magic = try Syscall.filesystemMagic(of: directory)
-      knownDevice = magic == UInt32(hw_magic_btrfs) ? nil : try Syscall.status(of: directory).device
-      mount = try Self.openMount(markable)
-    } catch {
-      throw WatchError(error, "\(error).")
-    }
-    do throws(SystemError) {
-      isInMountTable = try MountTable.devices().contains(group.device)
-    } catch {
-      throw WatchError(error, "\(error).")
-    }
+    self.group = group
+    (self.magic, self.knownDevice, self.isInMountTable) = (magic, knownDevice, isInMountTable)
+    self.lastEmpty = lastEmpty
+    self.mount = mount
     var generator = SystemRandomNumberGenerator()
     let seed = generator.next()
     let router = Router(seed: seed)
     self.router = router
-    let lookup = MountNamespace(mount.descriptor)
+    let lookup = MountNamespace(self.mount.descriptor)
     reconciler = Reconciler(
       seed: seed, namespace: lookup, emit: { _ in }, overflow: {}, report: { _ in })
     reconciler = Reconciler(
@@ -90,31 +83,6 @@ final class WatchedFilesystem {
       anticipate: { router.anticipate(removalOf: $0, from: $1) },
       overflow: { [unowned self] in hasOverflowed = true },
       report: { [unowned self] in lookupFailed($0) })
-  }
-
-  /// The root directory of the filesystem, through any mount that shows it.
-  private static func topLevel(of directory: Int32) -> DescriptorList? {
-    guard let status = try? Syscall.status(of: directory),
-      let table = try? MountTable.entries(),
-      let device = table.first(where: { $0.id == status.mountID })?.device
-    else { return nil }
-    for entry in table where entry.device == device && entry.root == [0x2f] {
-      guard let open = try? Syscall.openDirectory(entry.mountPoint),
-        let found = try? Syscall.status(of: open.rawValue), found.mountID == entry.id
-      else { continue }
-      return DescriptorList([open.take()])
-    }
-    return nil
-  }
-
-  /// A mount of another namespace cannot be cloned (EINVAL): it is held.
-  private static func openMount(_ directory: Int32) throws(SystemError) -> DetachedMount {
-    do throws(SystemError) {
-      return try DetachedMount(cloning: directory)
-    } catch {
-      guard error.code == EINVAL else { throw error }
-      return try DetachedMount(holding: directory)
-    }
   }
 
   /// Starts reading events in `loop`.
@@ -175,7 +143,7 @@ final class WatchedFilesystem {
   }
 
   /// The union of what sessions ask for, and what telling the truth takes.
-  private func adjustMask() throws(SystemError) {
+  func adjustMask() throws(SystemError) {
     delay = UInt64(sessions.values.map(\.maxDelayMicroseconds).min() ?? 0)
     var wanted: EventMask = []
     for session in sessions.values { wanted.formUnion(session.wantedEvents) }

@@ -48,7 +48,7 @@ struct DirectoryIndex: ~Copyable {
   private var free: [UInt32] = []
   private var byHandle = HashIndex()
   private let seed: UInt64
-  private let mount: DetachedMount
+  let mount: DetachedMount
   private let capacity: Int
   private var hand = 2
   private var epoch: UInt64 = 1
@@ -122,6 +122,51 @@ struct DirectoryIndex: ~Copyable {
     setParent(index, 0)
     entries[Int(index)].place = .outside
     entries[Int(index)].outsideEpoch = movedInEpoch
+    epoch += 1
+  }
+
+  /// What is known, each directory behind the one it is in: for the next
+  /// process, which goes on from here.
+  func handOver() -> [HandOverState.Directory] {
+    var result: [HandOverState.Directory] = []
+    var places: [UInt32: UInt32] = [0: 0, Self.rootIndex: 1]
+    var below: [UInt32: [UInt32]] = [:]
+    for index in entries.indices.dropFirst(2) where !entries[index].isFree {
+      below[entries[index].parent, default: []].append(UInt32(index))
+    }
+    var waiting = [Self.rootIndex, 0]
+    while let parent = waiting.popLast() {
+      for index in below[parent] ?? [] {
+        let entry = entries[Int(index)]
+        let isOutside = entry.place == .outside && entry.outsideEpoch == movedInEpoch
+        result.append(
+          HandOverState.Directory(
+            handle: entry.handle, name: entry.name, parent: places[parent] ?? 0,
+            isOutside: parent == 0 && isOutside))
+        places[index] = UInt32(result.count + 1)
+        waiting.append(index)
+      }
+    }
+    return result
+  }
+
+  /// Takes up what `handOver` gave. Only for an index that is new.
+  mutating func takeUp(_ directories: [HandOverState.Directory]) {
+    var places: [UInt32] = [0, Self.rootIndex]
+    for directory in directories.prefix(capacity) {
+      guard directory.handle.withView({ find($0) }) == 0 else {
+        // It cannot be in two places: which one is asked of the filesystem.
+        places.append(0)
+        continue
+      }
+      let parent = Int(directory.parent) < places.count ? places[Int(directory.parent)] : 0
+      let index = insert(directory.handle, keep: 0)
+      setParent(index, parent)
+      entries[Int(index)].name = directory.name
+      if directory.isOutside { entries[Int(index)].place = .outside }
+      entries[Int(index)].outsideEpoch = movedInEpoch
+      places.append(index)
+    }
     epoch += 1
   }
 

@@ -1,3 +1,5 @@
+import Glibc
+
 /// A share root that TREE sessions look at: the sessions, the directories
 /// inside it, and how its filesystem's handles carry inode numbers.
 ///
@@ -20,6 +22,23 @@ final class TreeScope {
     self.root = root
     self.layout = layout
     index = DirectoryIndex(root: root, mount: mount, seed: seed)
+  }
+
+  /// A scope that an earlier process had; throws when the mount's root is not
+  /// the share's.
+  init(
+    takingUp state: HandOverState.Scope, layout: InodeLayout, mount: consuming DetachedMount,
+    seed: UInt64, isCurrent: Bool
+  ) throws(SystemError) {
+    guard try Syscall.handle(of: mount.descriptor) == state.root else {
+      throw SystemError("a root that was handed over", ESTALE)
+    }
+    root = state.root
+    self.layout = layout
+    index = DirectoryIndex(root: state.root, mount: mount, seed: seed)
+    guard isCurrent else { return }
+    index.takeUp(state.directories)
+    doubtful = state.doubtful.map { ($0.handle, $0.since) }
   }
 
   /// Inode number and generation of an object; (1, 0) for the share's root;

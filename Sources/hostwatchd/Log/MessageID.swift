@@ -15,6 +15,11 @@ enum MessageID: String, CaseIterable, Sendable {
   case startFailed = "334f41a5a338499da3f133439239e32f"
   case suppressed = "fac9a26906434352a5eddd2d202bdc45"
   case queueLimited = "a82cbfcf16aa4d498034ba76de3a8904"
+  case handedOver = "9056c0b0a3e54d6ea6a0b5eece5443b3"
+  case takenUp = "657ab81f3d924cf9b0c8bed0f3ec56a0"
+  case handOverFailed = "5ff59932666b4cfd9feca5a0cc93cb25"
+  case storeLimited = "d43d8202139b43e9b19fc405902c7d04"
+  case storeCleared = "1a3f239f0dac449e9df82c1a8c5e3e85"
   // What the library reports.
   case shareReady = "66cb54e4cfe341b1a8304217dd1f4482"
   case shareUnavailable = "d5c97e913fe0475cad6dcedd15f9b038"
@@ -29,6 +34,7 @@ enum MessageID: String, CaseIterable, Sendable {
   case filesystemAttached = "c3658e3045874d1b9a7a164049c4e36f"
   case filesystemDetached = "62d3e8b993394bbcb3ad59a7ab275ab3"
   case filesystemFailed = "d5eaa19626de452da3f257e7daf5c264"
+  case takeUpFailed = "07b0f3a251834109aedca22cdfc58832"
   case descriptorsLimited = "72920899746c4520856e701c75f91e9a"
 
   /// The id under which a diagnostic is logged; `other` has none.
@@ -48,6 +54,7 @@ enum MessageID: String, CaseIterable, Sendable {
     case .filesystemDetached: self = .filesystemDetached
     case .filesystemFailed: self = .filesystemFailed
     case .queueSizeLimited: self = .queueLimited
+    case .takeUpFailed: self = .takeUpFailed
     case .descriptorsLimited: self = .descriptorsLimited
     case .other: return nil
     }

@@ -1,4 +1,5 @@
 import CFanotify
+import CSystemd
 import Glibc
 import HostWatch
 
@@ -16,9 +17,20 @@ struct OwnSocket: ~Copyable {
   private let lock: LockFile
 
   /// Binds and listens. The value has to be kept, and removed at the end.
-  static func open(_ path: String, mode: UInt32) throws(StartFailure) -> OwnSocket {
+  ///
+  /// - Parameter kept: the listener of an earlier process; it is used if it
+  ///   still is the one at `path`.
+  static func open(_ path: String, mode: UInt32, kept: consuming OwnedDescriptor? = nil)
+    throws(StartFailure) -> OwnSocket
+  {
     try makeParents(of: path)
     let lock = try LockFile.take(forSocket: path)
+    if let kept = kept.take(), let identity = FileIdentity(path: path), identity.isSocket,
+      unsafe sd_is_socket_unix(kept.rawValue, Int32(SOCK_SEQPACKET.rawValue), 1, path, 0) > 0
+    {
+      _ = unsafe chmod(path, mode)
+      return OwnSocket(path: path, listener: kept.take(), identity: identity, lock: lock)
+    }
     try clearStale(path)
     let listener = try bind(path, mode: mode)
     guard let identity = FileIdentity(path: path) else {
@@ -32,6 +44,9 @@ struct OwnSocket: ~Copyable {
     if FileIdentity(path: path) == identity { _ = unsafe unlink(path) }
     lock.remove()
   }
+
+  /// Leaves the socket where it is, and gives up the lock on it.
+  consuming func leave() { lock.remove() }
 
   private static func makeParents(of path: String) throws(StartFailure) {
     var parent = ""

@@ -9,20 +9,33 @@ struct Sockets: ~Copyable {
   let place: String
   private var own: OwnSocket?
 
-  static func open(_ configuration: Configuration) throws(StartFailure) -> Sockets {
-    let inherited = try InheritedSockets.take()
+  private let store: SystemdStore?
+
+  static func open(
+    _ configuration: Configuration, inherited: [Int32], store: SystemdStore?
+  ) throws(StartFailure) -> Sockets {
     if !inherited.isEmpty {
       let count = inherited.count
       let place = "\(count) socket\(count == 1 ? "" : "s") of the service manager"
-      return Sockets(listeners: inherited, place: place, own: nil)
+      return Sockets(listeners: inherited, place: place, own: nil, store: nil)
     }
     let path = configuration.socketPath
-    let own = try OwnSocket.open(path, mode: configuration.socketMode)
-    return Sockets(listeners: [own.listener], place: path, own: own)
+    let own = try OwnSocket.open(
+      path, mode: configuration.socketMode, kept: store?.take(SystemdStore.listener))
+    // Connections that nobody has accepted yet live in it.
+    _ = store?.add(own.listener, name: SystemdStore.listener)
+    return Sockets(listeners: [own.listener], place: path, own: own, store: store)
   }
 
   /// Removes a socket of our own; the service manager's stay.
   consuming func remove() {
-    own.take()?.remove()
+    guard let own = own.take() else { return }
+    store?.remove(SystemdStore.listener)
+    own.remove()
+  }
+
+  /// Leaves a socket of our own to the next process.
+  consuming func leave() {
+    own.take()?.leave()
   }
 }

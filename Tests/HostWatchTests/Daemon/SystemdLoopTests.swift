@@ -1,3 +1,4 @@
+import CFanotify
 import Glibc
 import HostWatch
 import Testing
