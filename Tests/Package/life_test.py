@@ -249,7 +249,7 @@ class Life(unittest.TestCase):
         self.assertEqual(running, "")
 
     def test_6_purged_without_leftovers(self):
-        inside("dpkg", "-P", "hostwatchd", "libhostwatch0")
+        inside("dpkg", "-P", "hostwatchfs", "hostwatchd", "libhostwatch0")
         after = snapshot()
         self.assertEqual(sorted(after.keys() - self.before.keys()), [])
         self.assertEqual(sorted(self.before.keys() - after.keys()), [])

@@ -224,8 +224,13 @@ class HandlesTest(MountTest):
         os.stat(os.path.join(self.mnt, "file"))
         self.assertEqual(session.register_path(self.path("file"), 7, 1), 0)
         os.unlink(self.path("file"))
-        masks = [record.mask for record in session.records() if record.node == (7, 1)]
-        self.assertTrue(any(mask & 0x400 for mask in masks), masks)  # DELETE_SELF
+        masks = []
+
+        def has_ended():
+            masks.extend(record.mask for record in session.records() if record.node == (7, 1))
+            return any(mask & 0x400 for mask in masks)  # DELETE_SELF
+
+        fusefs.wait_until(has_ended, "DELETE_SELF")
 
     def test_another_filesystem_below_is_served_and_not_cached(self):
         os.mkdir(self.path("sub"))
