@@ -67,7 +67,8 @@ let package = Package(
     .executableTarget(
       name: "hostwatchfs",
       dependencies: [
-        "HostWatch", "HostWatchReplay", "CHostWatch", "CFuse", "CHostWatchFS", "CReplay",
+        "HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "CFuse", "CHostWatchFS",
+        "CReplay",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: strict),
@@ -77,7 +78,8 @@ let package = Package(
     .testTarget(
       name: "HostWatchTests",
       dependencies: [
-        "HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchd", "TestSupport",
+        "HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchd", "hostwatchfs",
+        "TestSupport",
       ],
       swiftSettings: strict),
     .testTarget(

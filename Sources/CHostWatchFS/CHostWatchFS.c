@@ -15,6 +15,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/xattr.h>
 #include <sys/wait.h>
@@ -184,6 +185,17 @@ int hwfs_removexattr(int fd, const char *name)
 long hwfs_pwrite(int fd, const void *data, size_t size, off_t offset)
 {
 	RESULT(pwrite(fd, data, size, offset));
+}
+
+long hwfs_append(int fd, const void *data, size_t size, off_t *position)
+{
+	struct iovec part = { .iov_base = (void *)data, .iov_len = size };
+	ssize_t written = pwritev2(fd, &part, 1, -1, RWF_APPEND);
+
+	if (written < 0)
+		return -errno;
+	*position = lseek(fd, 0, SEEK_CUR) - written;
+	return written;
 }
 
 int hwfs_fsync(int fd, bool data_only)

@@ -63,6 +63,9 @@ import HostWatch
     unsafe pthread_join(thread, nil)
   }
 
+  /// Lets the thread look for work.
+  func wakeUp() { hwfs_event_raise(wake) }
+
   /// Waits until every change on the host that was complete before is applied.
   /// False if that is not to be had: out of step, or at the end. Not for
   /// handlers, nor for the follower's thread.

@@ -34,14 +34,19 @@ final class Invalidator: Applier {
   private let backing: Backing
   private let notifier: Notifier
   private let statistics: Statistics
+  private let misplaced: Misplaced
   /// Nodes to be invalidated again.
   private let unarrived = Locked<[UInt64]>([])
 
-  init(_ view: View, _ backing: Backing, _ notifier: Notifier, _ statistics: Statistics) {
+  init(
+    _ view: View, _ backing: Backing, _ notifier: Notifier, _ statistics: Statistics,
+    _ misplaced: Misplaced
+  ) {
     self.view = view
     self.backing = backing
     self.notifier = notifier
     self.statistics = statistics
+    self.misplaced = misplaced
   }
 
   func apply(_ change: Change) {
@@ -73,10 +78,11 @@ final class Invalidator: Applier {
   }
 
   func settle() -> Int32 {
-    let again = unarrived.withLock { unarrived in
-      defer { unarrived = [] }
-      return unarrived
-    }
+    let again =
+      unarrived.withLock { unarrived in
+        defer { unarrived = [] }
+        return unarrived
+      } + misplaced.take()
     for id in again { invalidate(id, attributesOnly: false) }
     return unarrived.withLock { $0.isEmpty } ? -1 : 1
   }
@@ -113,5 +119,34 @@ final class Invalidator: Applier {
   private func told(_ name: Name?, _ directory: UInt64) -> UInt64 {
     guard let name, directory != 0 else { return 0 }
     return view.child(name, of: directory) ?? 0
+  }
+}
+
+/// What handlers find that the kernel has to drop. They must not notify it
+/// themselves, so they leave it to the follower's thread.
+final class Misplaced: Sendable {
+  private struct State: Sendable {
+    var nodes: [UInt64] = []
+    var wake: (@Sendable () -> Void)?
+  }
+  private let state = Locked(State())
+
+  /// `wake` lets the follower call `take` soon.
+  func setWake(_ wake: @escaping @Sendable () -> Void) { state.withLock { $0.wake = wake } }
+
+  func add(_ node: UInt64) {
+    let wake = state.withLock { state in
+      // Without a follower caches expire by time.
+      if state.wake != nil { state.nodes.append(node) }
+      return state.wake
+    }
+    wake?()
+  }
+
+  func take() -> [UInt64] {
+    state.withLock { state in
+      defer { state.nodes = [] }
+      return state.nodes
+    }
   }
 }

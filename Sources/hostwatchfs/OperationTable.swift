@@ -158,11 +158,11 @@ enum OperationTable {
       let (server, request) = unsafe OperationTable.server(request)
       unsafe server.read(request, OperationTable.info(file).fh, size: size, offset: offset)
     }
-    unsafe table.write = { request, _, data, size, offset, file in
+    unsafe table.write = { request, node, data, size, offset, file in
       let (server, request) = unsafe OperationTable.server(request)
       // `size` bytes.
       let bytes = unsafe UnsafeRawBufferPointer(start: data, count: size)
-      unsafe server.write(request, OperationTable.info(file).fh, bytes, offset: offset)
+      unsafe server.write(request, node, OperationTable.info(file), bytes, offset: offset)
     }
     unsafe table.flush = { request, node, file in
       let (server, request) = unsafe OperationTable.server(request)

@@ -79,9 +79,25 @@ extension Server {
     }
   }
 
-  func write(_ request: Request, _ file: UInt64, _ data: UnsafeRawBufferPointer, offset: off_t) {
+  /// An append goes to the end that the file has on the host. The kernel takes
+  /// it to be at `offset`, the end it knows: if that was another, because the
+  /// host has just appended, too, its pages are dropped.
+  func write(
+    _ request: Request, _ id: UInt64, _ info: fuse_file_info, _ data: UnsafeRawBufferPointer,
+    offset: off_t
+  ) {
     request.answer { () throws(Failure) in
-      let descriptor = try files.requireFile(file)
+      let descriptor = try files.requireFile(info.fh)
+      if info.flags & O_APPEND != 0, info.writepage == 0 {
+        var position = offset
+        let written = try check(
+          descriptor.use { fd in
+            unsafe hwfs_append(fd, data.baseAddress, data.count, &position)
+          })
+        if position != offset { misplaced.add(id) }
+        request.reply(written: written)
+        return
+      }
       let written = try check(
         descriptor.use { fd in unsafe hwfs_pwrite(fd, data.baseAddress, data.count, offset) })
       request.reply(written: written)

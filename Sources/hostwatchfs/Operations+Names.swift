@@ -57,12 +57,12 @@ extension Server {
     request.answer { () throws(Failure) in
       try checkWritable()
       let parent = try open(entry.parent)
-      // A client may go on using what it removes, as its working directory for one.
-      keepWhatGoes(entry)
+      let going = whatGoes(entry)
       try check(
         unsafe entry.name.withCString { name in
           parent.use { fd in unsafe hwfs_unlink(fd, name, isDirectory ? AT_REMOVEDIR : 0) }
         })
+      keep(going)
       view.remove(entry)
       interceptor?.clientChanged(entry, to: 0)
       request.done()
@@ -75,7 +75,7 @@ extension Server {
       try checkWritable()
       let (from, to) = (try open(old.parent), try open(new.parent))
       let exchange = flags & 2 != 0  // RENAME_EXCHANGE
-      if !exchange { keepWhatGoes(new) }
+      let going = exchange ? nil : whatGoes(new)
       try check(
         unsafe old.name.withCString { name in
           unsafe new.name.withCString { newName in
@@ -83,6 +83,7 @@ extension Server {
             }
           }
         })
+      keep(going)
       let moved = view.child(old.name, of: old.parent) ?? 0
       let other = view.child(new.name, of: new.parent) ?? 0
       view.rename(old, to: new, exchange: exchange)
@@ -92,14 +93,22 @@ extension Server {
     }
   }
 
-  /// Lets the node behind a name that is about to go have a descriptor until
-  /// the kernel has forgotten it: a handle does not open a removed object.
-  private func keepWhatGoes(_ entry: View.Entry) {
+  /// A node whose last name is about to go, and a descriptor of it. A client may
+  /// go on using it, as its working directory for one, and a handle does not
+  /// open a removed object.
+  private func whatGoes(_ entry: View.Entry) -> (id: UInt64, descriptor: Descriptor)? {
     guard let id = view.child(entry.name, of: entry.parent), id != 0,
-      let node = view.node(id), let descriptor = try? backing.open(node)
-    else { return }
-    view.keep(descriptor, for: id)
-    backing.drop(id)
+      let node = view.node(id), let descriptor = try? backing.open(node),
+      node.isDirectory || (try? descriptor.status().st_nlink) == 1
+    else { return nil }
+    return (id, descriptor)
+  }
+
+  /// It is kept until the kernel has forgotten the node.
+  private func keep(_ gone: (id: UInt64, descriptor: Descriptor)?) {
+    guard let gone else { return }
+    view.keep(gone.descriptor, for: gone.id)
+    backing.drop(gone.id)
   }
 
   func checkWritable() throws(Failure) {

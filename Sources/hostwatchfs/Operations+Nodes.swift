@@ -7,23 +7,15 @@ extension Server {
   func lookup(_ request: Request, _ entry: View.Entry) {
     if let interceptor, interceptor.lookup(request, entry) { return }
     request.answer { () throws(Failure) in
-      if entry.name == .dot { return try lookUpSelf(request, entry.parent) }
-      // A name is told as `..` for NFS alone, and is no dentry of the parent's.
-      let told = entry.name == .dotDot ? nil : entry
-      if entry.name == .dotDot, entry.parent == View.root { throw Failure(ENOENT) }
+      // Only an NFS server asks for these, and the mount is not for export.
+      if entry.name == .dot || entry.name == .dotDot { throw Failure(ESTALE) }
       do throws(Failure) {
-        let found = try find(entry, in: try open(entry.parent), told: told)
-        tell(request, found, as: told)
+        tell(request, try find(entry, in: try open(entry.parent), told: entry), as: entry)
       } catch {
-        guard error == Failure(ENOENT), told != nil else { throw error }
+        guard error == Failure(ENOENT) else { throw error }
         tellAbsent(request, entry)
       }
     }
-  }
-
-  private func lookUpSelf(_ request: Request, _ id: UInt64) throws(Failure) {
-    let found = try found(try open(id), told: nil)
-    tell(request, found, as: nil)
   }
 
   func tellAbsent(_ request: Request, _ entry: View.Entry) {

@@ -28,12 +28,14 @@ final class Server: Sendable {
   let log: Log
   let files = OpenFiles()
   let locks: LockTable
+  /// Nodes whose pages the kernel has at the wrong place.
+  let misplaced: Misplaced
   /// Set before the first request, not changed after.
   let interceptor: (any Interceptor)?
 
   init(
     view: View, backing: Backing, daemon: Daemon?, settings: Settings, statistics: Statistics,
-    interceptor: (any Interceptor)?, log: Log
+    interceptor: (any Interceptor)?, misplaced: Misplaced, log: Log
   ) {
     self.view = view
     self.backing = backing
@@ -41,6 +43,7 @@ final class Server: Sendable {
     self.settings = settings
     self.statistics = statistics
     self.interceptor = interceptor
+    self.misplaced = misplaced
     self.log = log
     locks = LockTable()
   }

@@ -1,3 +1,4 @@
+import CFanotify
 import CHostWatch
 import CHostWatchFS
 import Glibc
@@ -22,19 +23,20 @@ struct Serving {
     let backing = try openSource()
     let daemon = try connect(backing)
     let statistics = Statistics()
-    let view = View(root: backing.root, timeout: timeout)
+    let view = View(root: backing.root, timeout: timeout, hasDaemon: daemon != nil)
     let replay = daemon.flatMap { daemon in
       options.events == .replay
         ? Replay(
           view, backing, daemon, statistics, log, mountPoint: mountPath,
           isReadOnly: options.isReadOnly) : nil
     }
+    let misplaced = Misplaced()
     let settings = Server.Settings(
       isReadOnly: options.isReadOnly, isDirectIO: options.isDirectIO,
       becomesCaller: geteuid() == 0, keepsPages: timeout > 0)
     let server = Server(
       view: view, backing: backing, daemon: daemon, settings: settings, statistics: statistics,
-      interceptor: replay, log: log)
+      interceptor: replay, misplaced: misplaced, log: log)
     let mount: Mount
     do throws(Mount.Fault) {
       mount = try Mount(server: server, options: fuseOptions)
@@ -43,20 +45,34 @@ struct Serving {
       throw Fault(status: 71, text: error.text)
     }
     mount.notifier.probe()
-    let invalidator = Invalidator(view, backing, mount.notifier, statistics)
+    let invalidator = Invalidator(view, backing, mount.notifier, statistics, misplaced)
     replay?.connect(mount.notifier, invalidator)
     let follower = daemon.map {
       Follower($0, view, backing, replay ?? invalidator, invalidator, statistics, log)
     }
+    if let follower {
+      misplaced.setWake { [unowned follower] in follower.wakeUp() }
+    }
     if let follower { follower.start() } else { view.isInStep = true }
     let control = startControl(view, statistics, follower, replay)
     started()
+    notifyManager()
     let result = mount.loop(maxThreads: options.maxThreads)
     control?.stop()
     follower?.stop()
     mount.unmount()
     guard result >= 0 else {
       throw Fault(status: 70, text: "the session ended: \(Hostwatchfs.text(-result))")
+    }
+  }
+
+  /// Tells a service manager, if one started this, that the mount is there.
+  private func notifyManager() {
+    guard let path = unsafe getenv("NOTIFY_SOCKET") else { return }
+    let state = "READY=1"
+    let result = unsafe state.withCString { unsafe hw_notify(path, $0, state.utf8.count) }
+    if result < 0 {
+      log.warning("the service manager cannot be told: \(Hostwatchfs.text(-result))")
     }
   }
 

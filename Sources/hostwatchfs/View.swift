@@ -86,14 +86,18 @@ final class View: Sendable {
     var byHandle: [BackingObject.Key: UInt64] = [:]
     var nextID: UInt64 = View.root + 1
     var isInStep = false
+    var initially = Following.pending
   }
 
   private let state: Locked<State>
   /// What an answer is told with while in step.
   private let timeout: Double
 
-  init(root: BackingObject, timeout: Double) {
+  /// Without a daemon nodes are cached as if they were followed: `timeout` is
+  /// all that keeps them true.
+  init(root: BackingObject, timeout: Double, hasDaemon: Bool) {
     var state = State()
+    state.initially = hasDaemon ? .pending : .yes
     let node = Node(
       id: Self.root, object: root, type: S_IFDIR, lookups: 1, following: .yes)
     state.slots[Self.root] = Slot(node: node)
@@ -298,7 +302,8 @@ final class View: Sendable {
   {
     let id = state.nextID
     state.nextID += 1
-    let node = Node(id: id, object: object, type: type & S_IFMT, lookups: 0, following: .pending)
+    let node = Node(
+      id: id, object: object, type: type & S_IFMT, lookups: 0, following: state.initially)
     state.slots[id] = Slot(node: node)
     if let object { state.byHandle[object.key] = id }
     return id

@@ -87,12 +87,14 @@ class MountTest(DaemonTest):
     """A mount of `share`, and `native`, a directory beside it on the same filesystem."""
 
     options = "allow_other,events=invalidate"
+    prefix = ()
 
     def setUp(self):
         super().setUp()
         self.native = os.path.join(self.base, "native")
         os.mkdir(self.native)
-        self.fs = fusefs.HostwatchFS(self.share, self.daemon.socket, self.options)
+        self.fs = fusefs.HostwatchFS(self.share, self.daemon.socket, self.options,
+                                     prefix=self.prefix)
         self.addCleanup(self.fs.kill)
         self.mnt = self.fs.path
 

@@ -2,6 +2,7 @@
 """What hostwatchfs lets the kernel cache is never stale, and is cached for ever."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -137,6 +138,24 @@ class CoherenceTest(MountTest):
                 self.assertEqual(os.pread(file.fileno(), 100, 0), text)
                 self.assertEqual(os.fstat(file.fileno()).st_size, 6)
 
+    def test_appends_of_both_sides_are_all_there(self):
+        here, there = os.path.join(self.mnt, "log"), self.path("log")
+        with open(here, "ab", buffering=0) as ours, open(there, "ab", buffering=0) as theirs:
+            def append(file, text):
+                for number in range(500):
+                    file.write(b"%s%05d\n" % (text, number))
+            writers = [threading.Thread(target=append, args=(ours, b"m")),
+                       threading.Thread(target=append, args=(theirs, b"h"))]
+            for writer in writers:
+                writer.start()
+            for writer in writers:
+                writer.join()
+        self.fs.sync()
+        lines = read(there).split()
+        self.assertEqual(sorted(lines), sorted(b"%s%05d" % (text, number) for text in (b"m", b"h")
+                                               for number in range(500)))
+        fusefs.wait_until(lambda: read(here) == read(there), "the mount shows the same")
+
     def test_a_fresh_lookup_beside_changes_is_not_stale(self):
         """Lookups race with the change of the very name and file."""
         stop = threading.Event()
@@ -169,6 +188,63 @@ class CoherenceTest(MountTest):
             stop.set()
             for looker in lookers:
                 looker.join()
+
+
+class WithoutHandlesTest(CoherenceTest):
+    """Without CAP_DAC_READ_SEARCH: a descriptor for each object instead of a handle."""
+
+    prefix = ("setpriv", "--bounding-set", "-dac_read_search", "--inh-caps", "-dac_read_search")
+
+    def test_it_says_so(self):
+        self.assertIn("without CAP_DAC_READ_SEARCH", self.fs.log())
+        links = {os.readlink(f"/proc/{self.fs.process.pid}/fd/{number}")
+                 for number in os.listdir(f"/proc/{self.fs.process.pid}/fd")}
+        self.assertIn(self.path("b"), links)
+
+
+class HandlesTest(MountTest):
+    def test_a_node_costs_no_descriptor(self):
+        for number in range(3000):
+            os.mkdir(self.path(f"d{number}"))
+            os.close(os.open(self.path(f"d{number}", "file"), os.O_CREAT | os.O_WRONLY))
+        tree(self.mnt)
+        self.fs.sync()
+        tree(self.mnt)
+        self.assertGreater(self.fs.status()["nodes"], 6000)
+        self.assertLess(len(os.listdir(f"/proc/{self.fs.process.pid}/fd")), 900)
+        # And the nodes go when the kernel forgets them.
+        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+            file.write("2")
+        fusefs.wait_until(lambda: self.fs.status()["nodes"] < 100, "the nodes are gone")
+        self.assertEqual(tree(self.mnt), tree(self.share))
+
+    def test_a_removed_file_ends_as_it_would_without_the_mount(self):
+        os.close(os.open(self.path("file"), os.O_CREAT | os.O_WRONLY))
+        session = self.session()
+        os.stat(os.path.join(self.mnt, "file"))
+        self.assertEqual(session.register_path(self.path("file"), 7, 1), 0)
+        os.unlink(self.path("file"))
+        masks = []
+
+        def has_ended():
+            masks.extend(record.mask for record in session.records() if record.node == (7, 1))
+            return any(mask & 0x400 for mask in masks)  # DELETE_SELF
+
+        fusefs.wait_until(has_ended, "DELETE_SELF")
+
+    def test_another_filesystem_below_is_served_and_not_cached(self):
+        os.mkdir(self.path("sub"))
+        scratch.run("mount", "-t", "tmpfs", "scratch", self.path("sub"))
+        self.addCleanup(scratch.run, "umount", "-l", self.path("sub"))
+        self.addCleanup(self.fs.unmount)  # which holds descriptors there; runs first
+        # A mount that was there when the server started is seen by it in any namespace.
+        there, here = self.path("sub", "file"), os.path.join(self.mnt, "sub", "file")
+        for number in range(10):
+            write(there, b"x" * number)
+            self.assertEqual(os.stat(here).st_size, number)
+            self.assertEqual(read(here), b"x" * number)
+            os.unlink(there)
+            self.assertEqual(outcome(os.stat, here), "ENOENT")
 
 
 class Churn:
@@ -474,6 +550,34 @@ class CommandTest(DaemonTest):
             self.assertIn("nosuid", line)
         finally:
             subprocess.run(["umount", where], check=True)
+
+    def test_the_status_shows_mounts(self):
+        fs = fusefs.HostwatchFS(self.share, self.daemon.socket, "events=invalidate")
+        self.addCleanup(fs.kill)
+        write(self.path("file"), b"x")
+        fs.sync()
+        os.stat(os.path.join(fs.path, "file"))
+        fs.sync()
+        with open(self.path("file"), "r+b") as file:
+            file.write(b"y")
+        fs.sync()
+        control = os.path.join(os.path.dirname(fusefs.binary()), "hostwatchctl")
+        def ask(*words):
+            return subprocess.run([control, "--socket", self.daemon.socket, "status", *words],
+                                  stdout=subprocess.PIPE, check=True, timeout=20).stdout.decode()
+        (mount,) = [one for one in json.loads(ask("--json"))["mounts"]
+                    if one["pid"] == fs.process.pid]
+        self.assertEqual((mount["source"], mount["mountpoint"]), (self.share, fs.path))
+        self.assertEqual((mount["state"], mount["events"]), ("in-step", "invalidate"))
+        self.assertEqual(mount["nodes"], 2)
+        self.assertGreaterEqual(mount["invalidated"], 2)
+        self.assertEqual(mount["failures"], {})
+        (line,) = [line for line in ask().split("\n") if fs.path in line]
+        self.assertRegex(line, rf"^ *{fs.process.pid} +in-step +invalidate +2 ")
+        fs.process.kill()  # nobody answers for it any more
+        fs.process.wait()
+        self.assertNotIn(fs.path, ask())
+        os.unlink(fs.control)
 
     def test_without_the_daemon(self):
         where = scratch.new_path("where")

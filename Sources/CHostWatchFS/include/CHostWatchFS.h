@@ -68,6 +68,9 @@ int hwfs_removexattr(int fd, const char *name);
 
 /* Open files. */
 long hwfs_pwrite(int fd, const void *data, size_t size, off_t offset);
+/* Appends, whatever the descriptor's flags; *position is where it went.
+ * Appends to one descriptor take turns. */
+long hwfs_append(int fd, const void *data, size_t size, off_t *position);
 int hwfs_fsync(int fd, bool data_only);
 int hwfs_fallocate(int fd, int mode, off_t offset, off_t length);
 long hwfs_copy_range(int in, off_t in_offset, int out, off_t out_offset,
