@@ -103,9 +103,24 @@ extension Worker {
       engine.count(\.superseded)
       return lost(child, nil)
     }
+    if record.node == child { awaitEnd(of: child) }
     let outcome = ghostRemove(place, child)
     if !book(outcome == .failed(EEXIST) ? .refused : outcome, "delete", place, child) {
       lost(child, nil)
+    }
+  }
+
+  /// The object is gone from the host. Whether this was its last name is told by
+  /// what comes next of it: its end, or the removal of another name.
+  private func awaitEnd(of node: NodeID) {
+    guard mount.kind(of: node) != S_IFDIR, mount.isKnown(node), mount.status(of: node) == nil
+    else { return }
+    let deadline = monotonicNanoseconds() + Self.pairingNanoseconds
+    _ = engine.queue.wait(until: deadline) { queue -> Bool? in
+      let found = queue.first(within: 8) {
+        $0.node == node && !$0.mask.isDisjoint(with: [.delete, .deleteSelf])
+      }
+      return found != nil || queue.isClosed || queue.count >= 8 ? true : nil
     }
   }
 

@@ -157,6 +157,7 @@ class EqualityTest(unittest.TestCase):
         os.makedirs(os.path.join(source, "mark"))
         cls.daemon = daemon.Daemon()
         cls.addClassCleanup(cls.daemon.stop)
+        cls.addClassCleanup(cls.daemon.drain_notifications)  # nobody else reads them
         cls.mount = mounts.Mounted(source, cls.daemon.socket)
         cls.addClassCleanup(cls.mount.stop)
         cls.mark = Inotify()
