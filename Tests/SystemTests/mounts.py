@@ -7,17 +7,17 @@ import signal
 import subprocess
 import time
 
-import daemon
+import fusefs
 import scratch
 
 START_TIMEOUT = 10.0
 
 
 def server():
-    """The command of the server under test: $HOSTWATCHFS, with {source}, {mountpoint},
+    """The command of the server under test: $HOSTWATCHFS_COMMAND, with {source}, {mountpoint},
     {socket} and {options} in it, or the hostwatchfs that was built with the daemon."""
-    built = os.path.join(os.path.dirname(daemon.binary()), "hostwatchfs")
-    return os.environ.get("HOSTWATCHFS",
+    built = fusefs.binary()
+    return os.environ.get("HOSTWATCHFS_COMMAND",
                           built + " -f --socket {socket} -o {options} {source} {mountpoint}")
 
 
