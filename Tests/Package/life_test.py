@@ -24,7 +24,7 @@ INIT = os.environ["INIT"]
 ROOT = pathlib.Path("/proc", INIT, "root")
 SOCKET = "/run/hostwatchd/hostwatchd.sock"
 SERVICE = "hostwatchd.service"
-SHARE = "/tmp/share"
+SHARE = "/srv/share"
 CONFIG = "/etc/hostwatchd/hostwatchd.toml"
 # What belongs to dpkg, the package manager's log, and systemd at work.
 NOT_OURS = re.compile(
