@@ -241,7 +241,7 @@ class Life(unittest.TestCase):
         self.assertEqual(show("ActiveState"), "active")
 
     def test_5_removed_but_its_configuration(self):
-        inside("dpkg", "-r", "hostwatchd")
+        inside("dpkg", "-r", "hostwatchfs", "hostwatchd")
         self.assertFalse(os.path.lexists(f"{ROOT}/run/hostwatchd"))
         self.assertIn('name = "src"', pathlib.Path(f"{ROOT}{CONFIG}").read_text())
         self.assertEqual(inside("systemctl", "--failed", "-q", "--plain").stdout, "")
