@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -402,6 +403,37 @@ void hwfs_wait(int first, int second, int timeout_ms)
 	poll(fds, 2, timeout_ms);
 }
 
+/* Removes the sockets of servers that were killed: nobody listens, and no
+ * process has the number that is the name. */
+static void sweep(const char *directory)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	DIR *entries = opendir(directory);
+	struct dirent *entry;
+
+	while (entries && (entry = readdir(entries))) {
+		char *end;
+		long pid = strtol(entry->d_name, &end, 10);
+		int probe, size = snprintf(address.sun_path,
+					   sizeof(address.sun_path), "%s/%s",
+					   directory, entry->d_name);
+
+		if (pid <= 0 || strcmp(end, ".sock") != 0 || size < 0 ||
+		    (size_t)size >= sizeof(address.sun_path) ||
+		    kill((pid_t)pid, 0) == 0 || errno != ESRCH)
+			continue;
+		probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+		if (probe < 0)
+			break;
+		if (connect(probe, (struct sockaddr *)&address,
+			    sizeof(address)) < 0 && errno == ECONNREFUSED)
+			unlink(address.sun_path);
+		close(probe);
+	}
+	if (entries)
+		closedir(entries);
+}
+
 int hwfs_listen(const char *directory, const char *name)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -415,6 +447,7 @@ int hwfs_listen(const char *directory, const char *name)
 		chmod(directory, 0755); /* the umask is 0 */
 	else if (errno != EEXIST)
 		return -errno;
+	sweep(directory);
 	probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (probe < 0)
 		return -errno;

@@ -20,7 +20,7 @@ struct Hostwatchctl: ParsableCommand {
         77  permission denied
       """,
     version: Hub.version,
-    subcommands: [Status.self, Watch.self, Sync.self, Doctor.self])
+    subcommands: [Status.self, Watch.self, Sync.self, Doctor.self, Reload.self, Metrics.self])
 
   @OptionGroup var daemon: DaemonOptions
 }

@@ -16,6 +16,7 @@ final class Daemon {
   var hasHandedOver = false
   let diagnostics: DiagnosticLog
   private var status: StatusReporter?
+  private var watchdog: Watchdog?
   private var isStopping = false
 
   /// Runs the daemon until a signal ends it.
@@ -25,6 +26,13 @@ final class Daemon {
     var logger = logger
     logger.logLevel = configuration.logLevel
     try Requirements.check()
+    let hidden = HiddenShares.find(configuration.shares)
+    for finding in hidden { logger.error("\(finding.message)", metadata: finding.metadata) }
+    if let first = hidden.first {
+      var failure = StartFailure(.configuration, first.message)
+      failure.messageID = .startFailed
+      throw failure
+    }
     let inherited = try InheritedSockets.take()
     let store = SystemdStore(inherited: inherited.stored) { [logger] id, text in
       logger.warning("\(text)", metadata: .of(id))
@@ -71,8 +79,10 @@ final class Daemon {
     try loop.signal(SIGHUP) { [unowned self] in reload() }
     takeUp(then: configuration.shares)
     for listener in listeners { try hub.serve(OwnedDescriptor(listener)) }
-    try loop.startWatchdog()
     let hub = self.hub
+    watchdog = try Watchdog(
+      loop: loop, observe: { hub.queueObservations },
+      stalled: { [unowned self] in logStalled($0) })
     let status = try StatusReporter(loop: loop) { hub.figures }
     self.status = status
     logger.notice(
@@ -100,21 +110,44 @@ final class Daemon {
     hub.shutDown { [loop] in loop.exit(0) }
   }
 
+  private func logStalled(_ device: UInt64) {
+    let number = "\(gnu_dev_major(dev_t(device))):\(gnu_dev_minor(dev_t(device)))"
+    logger.error(
+      "events of filesystem \(number) wait and are not read; the watchdog is not fed",
+      metadata: .of(.notProgressing))
+  }
+
   private func reload() {
     guard !isStopping else { return }
     ServiceManager.reloading()
     do {
       let new = try source.load(mayBeMissing: !hadFile)
+      let hidden = HiddenShares.find(new.shares)
+      if let first = hidden.first {
+        for finding in hidden { logger.error("\(finding.message)", metadata: finding.metadata) }
+        return refuseReload(first.message)
+      }
       adopt(new)
+      finishReload(nil)
       logger.notice(
         "configuration reloaded\(hadFile ? " from \(source.path)" : ""), \(new.shareCount)",
         metadata: .of(.reloaded))
     } catch {
       error.log(to: logger, as: .reloadRefused)
-      logger.error(
-        "reload refused: the configuration from before stays in force",
-        metadata: .of(.reloadRefused))
+      refuseReload(error.issues.first?.text(file: error.file) ?? "the configuration is wrong")
     }
+  }
+
+  private func refuseReload(_ reason: String) {
+    logger.error(
+      "reload refused: the configuration from before stays in force",
+      metadata: .of(.reloadRefused))
+    finishReload(reason)
+  }
+
+  private func finishReload(_ refusal: String?) {
+    hub.reloads += 1
+    hub.reloadError = refusal
     ServiceManager.ready(status: status?.current() ?? "")
   }
 
@@ -167,6 +200,14 @@ extension ConfigurationRefused {
       metadata[.configKey] = issue.key
       logger.error("\(issue.text(file: file))", metadata: metadata)
     }
+  }
+}
+
+extension HiddenShares.Finding {
+  fileprivate var metadata: Logger.Metadata {
+    var metadata = Logger.Metadata.of(.shareHidden)
+    metadata[.share] = share
+    return metadata
   }
 }
 

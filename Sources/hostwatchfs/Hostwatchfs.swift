@@ -66,6 +66,10 @@ struct Hostwatchfs: ParsableCommand {
     guard let sourcePath = Self.absolute(source) else {
       throw failure(69, "\(source): \(Self.text(errno))")
     }
+    let socketPath = (socket ?? options.socket).map { path in
+      // In the background the working directory is another.
+      path.hasPrefix("/") ? path : Self.absolute(".").map { "\($0)/\(path)" } ?? path
+    }
     if !foreground {
       let result = hwfs_daemonize()
       guard result == 0 else {
@@ -74,7 +78,7 @@ struct Hostwatchfs: ParsableCommand {
     }
     let log = Log(target: foreground ? .standardError : .syslog, isVerbose: verbose)
     let serving = Serving(
-      source: sourcePath, mountPath: mountPath, socket: socket ?? options.socket,
+      source: sourcePath, mountPath: mountPath, socket: socketPath,
       options: options, log: log)
     do {
       try serving.run { hwfs_started(0) }

@@ -261,10 +261,11 @@ final class View: Sendable {
   func enterAbsent(_ entry: Entry) -> Double {
     state.withLock { state in
       let timeout = timeouts(entry.parent, nil, state).entry
-      if timeout > 0, let slot = state.slots[entry.parent] {
-        if slot.children[entry.name] == nil, slot.absent >= Self.maxAbsentNames { return 0 }
-        Self.set(entry, to: 0, &state)
-      }
+      guard timeout > 0, let absent = state.slots[entry.parent]?.absent else { return 0 }
+      // The slot itself is not held: a change of it would copy all its names.
+      let isNew = state.slots[entry.parent]?.children[entry.name] == nil
+      if isNew, absent >= Self.maxAbsentNames { return 0 }
+      Self.set(entry, to: 0, &state)
       return timeout
     }
   }
@@ -315,9 +316,9 @@ final class View: Sendable {
     if id == 0 {
       state.slots[entry.parent]?.absent += 1
     } else {
-      guard let slot = state.slots[id] else { return }
-      if slot.node.isDirectory {
-        for other in slot.node.names { remove(other, &state) }
+      guard let node = state.slots[id]?.node else { return }
+      if node.isDirectory {
+        for other in node.names { remove(other, &state) }
       }
       state.slots[id]?.node.names.insert(entry)
     }

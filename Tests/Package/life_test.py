@@ -24,7 +24,7 @@ INIT = os.environ["INIT"]
 ROOT = pathlib.Path("/proc", INIT, "root")
 SOCKET = "/run/hostwatchd/hostwatchd.sock"
 SERVICE = "hostwatchd.service"
-SHARE = "/tmp/share"
+SHARE = "/srv/share"
 CONFIG = "/etc/hostwatchd/hostwatchd.toml"
 # What belongs to dpkg, the package manager's log, and systemd at work.
 NOT_OURS = re.compile(
@@ -241,7 +241,7 @@ class Life(unittest.TestCase):
         self.assertEqual(show("ActiveState"), "active")
 
     def test_5_removed_but_its_configuration(self):
-        inside("dpkg", "-r", "hostwatchd")
+        inside("dpkg", "-r", "hostwatchfs", "hostwatchd")
         self.assertFalse(os.path.lexists(f"{ROOT}/run/hostwatchd"))
         self.assertIn('name = "src"', pathlib.Path(f"{ROOT}{CONFIG}").read_text())
         self.assertEqual(inside("systemctl", "--failed", "-q", "--plain").stdout, "")

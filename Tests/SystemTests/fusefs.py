@@ -107,5 +107,7 @@ class HostwatchFS:
             _mounted.remove(self)
         self.process.kill()
         self.process.wait()
+        if os.path.exists(self.control):
+            os.unlink(self.control)
         while is_mounted(self.path):
             subprocess.run(["umount", "-l", self.path], check=False)

@@ -8,6 +8,7 @@ import grp
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import stat
@@ -21,6 +22,7 @@ from wire import DETACHED, TREE, Client
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DAEMON = os.environ.get("HOSTWATCHD", str(ROOT / ".build/debug/hostwatchd"))
+CTL = str(pathlib.Path(DAEMON).with_name("hostwatchctl"))
 UNITS = pathlib.Path("/etc/systemd/system")
 CONFIG = pathlib.Path("/etc/hostwatchd/hostwatchd.toml")
 SOCKET = "/run/hostwatchd/hostwatchd.sock"
@@ -36,6 +38,7 @@ MESSAGE_IDS = {
     "needs restart": "35ece6213ab743569277c165e291fc32",
     "start failed": "334f41a5a338499da3f133439239e32f",
     "queue limited": "a82cbfcf16aa4d498034ba76de3a8904",
+    "share hidden": "c2404c2dd4a94fc7a106acbe79e761a1",
     "session started": "62d0250ff3a14ff2ad3c6d0228ef7586",
     "session refused": "ecf7edff63454505ac5bdd0a7e06bda3",
 }
@@ -94,7 +97,9 @@ def setUpModule():
     run("systemd-sysusers", str(ROOT / "systemd/sysusers.d/hostwatchd.conf"))
     for unit in ("hostwatchd.service", "hostwatchd.socket", MOUNTS):
         shutil.copy(ROOT / "systemd" / unit, UNITS)
-    drop_in(f"[Service]\nExecStart=\nExecStart={DAEMON}\n", "10-binary")
+    binary = f"[Service]\nExecStart=\nExecStart={DAEMON}\nExecReload=\nExecReload={CTL} reload\n"
+    # What was built may lie in a home directory, with the Swift runtime.
+    drop_in(binary + "ProtectHome=read-only\n", "10-binary")
     # Its own command line, with the program that is tested.
     unit = UNITS / MOUNTS
     unit.write_text(unit.read_text().replace(
@@ -113,7 +118,8 @@ class SystemdTest(unittest.TestCase):
         CONFIG.parent.mkdir(exist_ok=True)
         CONFIG.unlink(missing_ok=True)
         self.journal = Journal()
-        self.share = tempfile.mkdtemp(prefix="share", dir="/tmp")
+        # Not in /tmp, which the unit has for itself.
+        self.share = tempfile.mkdtemp(prefix="share", dir="/run")
 
     def tearDown(self):
         systemctl("stop", "hostwatchd.socket", SERVICE, check=False)
@@ -185,6 +191,162 @@ class Units(SystemdTest):
         eventually(lambda: show("NRestarts") == "1" and self.pid() not in (0, hung))
 
 
+class Hardening(SystemdTest):
+    def test_exposure_is_at_most_1_4(self):
+        # Under another name, so that the drop-ins of the tests do not count.
+        with tempfile.TemporaryDirectory(dir="/run") as directory:
+            unit = shutil.copy(ROOT / "systemd/hostwatchd.service", f"{directory}/shipped.service")
+            done = run("systemd-analyze", "security", "--offline=yes", "--threshold=14", unit)
+        self.assertIn("Overall exposure level", done.stdout)
+
+    def test_changes_from_outside_are_seen(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        self.assertNotEqual(
+            os.readlink(f"/proc/{self.pid()}/ns/mnt"), os.readlink("/proc/self/ns/mnt")
+        )
+        with Client() as client:
+            self.assertEqual(client.init("src", mode=TREE)[0], 0)
+            pathlib.Path(self.share, "made-outside").touch()
+            seen = b""
+            while b"made-outside" not in seen:
+                kind, body = client.receive()
+                self.assertIsNotNone(kind)
+                seen = body
+        self.assertEqual(self.journal.entries("start failed"), [])
+
+    def test_capabilities_are_the_two(self):
+        systemctl("start", SERVICE)
+        status = pathlib.Path(f"/proc/{self.pid()}/status").read_text()
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        two = f"{1 << 21 | 1 << 2:016x}"
+        self.assertEqual([fields["CapEff"], fields["CapPrm"], fields["CapBnd"]], [two] * 3)
+        self.assertEqual((fields["CapAmb"], fields["NoNewPrivs"]), ("0" * 16, "1"))
+        self.assertEqual(fields["Seccomp"], "2")
+
+    def test_mounts_made_later_are_seen(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        run("mount", "-t", "tmpfs", "later", self.share)
+        try:
+            with Client() as client:
+                eventually(lambda: client.init("src", mode=TREE)[0] == 0)
+                pathlib.Path(self.share, "on-the-mount").touch()
+                kind, body = client.receive()
+                while b"on-the-mount" not in body:
+                    kind, body = client.receive()
+        finally:
+            run("umount", "-l", self.share)
+
+    def refused(self, directives, path, advice):
+        """The start fails with 78, and the message names the directive."""
+        CONFIG.write_text(f'[[share]]\nname = "hidden"\npath = "{path}"\n')
+        drop_in(f"[Service]\n{directives}\n")
+        self.assertNotEqual(systemctl("start", SERVICE, check=False).returncode, 0)
+        self.assertEqual(show("ExecMainStatus"), "78")
+        self.assertEqual(show("NRestarts"), "0")
+        entry = self.journal.wait("share hidden")[0]
+        self.assertEqual(entry["HOSTWATCH_SHARE"], "hidden")
+        self.assertIn(advice, entry["MESSAGE"])
+        self.assertIn(advice, show("StatusText"))
+
+    def test_private_tmp_over_a_share(self):
+        with tempfile.TemporaryDirectory(dir="/tmp") as path:
+            self.refused("PrivateTmp=yes", path, "set PrivateTmp=no")
+            drop_in("[Service]\nPrivateTmp=no\n")
+            systemctl("start", SERVICE)
+
+    def test_protect_home_over_a_share(self):
+        self.refused("ProtectHome=tmpfs", "/home", "set ProtectHome=read-only")
+
+    def test_inaccessible_share(self):
+        self.refused(f"InaccessiblePaths={self.share}", self.share, "from InaccessiblePaths=")
+
+    def test_temporary_file_system_over_a_share(self):
+        self.refused(f"TemporaryFileSystem={self.share}", self.share, "from TemporaryFileSystem=")
+
+    def test_bind_over_a_share(self):
+        with tempfile.TemporaryDirectory(dir="/run") as other:
+            self.refused(f"BindPaths={other}:{self.share}", self.share, "from BindPaths=")
+
+    def test_read_only_paths_hide_nothing(self):
+        self.configure()
+        drop_in(f"[Service]\nReadOnlyPaths={self.share}\n")
+        systemctl("start", SERVICE)
+        self.assertEqual(self.journal.entries("share hidden"), [])
+
+
+class Catalog(SystemdTest):
+    def test_compiles_and_has_each_message_id(self):
+        catalog = ROOT / "systemd/hostwatchd.catalog"
+        root = tempfile.mkdtemp(dir="/run")
+        self.addCleanup(shutil.rmtree, root)
+        shutil.copytree("/usr/lib/systemd/catalog", f"{root}/usr/lib/systemd/catalog")
+        shutil.copy(catalog, f"{root}/usr/lib/systemd/catalog")
+        done = run("journalctl", f"--root={root}", "--update-catalog")
+        self.assertEqual(done.stderr, "")
+        database = pathlib.Path("/var/lib/systemd/catalog/database")
+        database.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f"{root}{database}", database)
+        source = (ROOT / "Sources/hostwatchd/Log/MessageID.swift").read_text()
+        used = re.findall(r'case \w+ = "([0-9a-f]{32})"', source)
+        there = re.findall(r"^-- ([0-9a-f]{32})$", catalog.read_text(), re.MULTILINE)
+        self.assertGreater(len(used), 20)
+        self.assertEqual(sorted(used), sorted(there))
+        listed = run("journalctl", "--list-catalog", *used).stdout
+        for message in used:
+            self.assertIn(f"{message} hostwatchd: ", listed)
+
+    def test_explains_an_entry(self):
+        self.test_compiles_and_has_each_message_id()
+        CONFIG.write_text('[limits]\nsessions = "many"\n')
+        systemctl("start", SERVICE, check=False)
+        self.journal.wait("configuration refused")
+        text = run("journalctl", "-x", "-t", "hostwatchd", "--no-pager").stdout
+        self.assertIn("The configuration of hostwatchd is wrong", text)
+        self.assertIn("hostwatchd.toml:2: limits.sessions", text)
+
+
+class MetricsText(SystemdTest):
+    LINE = re.compile(
+        r'hostwatch_[a-z_]+(\{[a-z]+="([^"\\\n]|\\[\\n"])*"(,[a-z]+="([^"\\\n]|\\[\\n"])*")*\})?'
+        r" [0-9]+(\.[0-9]+)?(e-[0-9]+)?"
+    )
+
+    def test_every_line_is_of_the_format(self):
+        self.configure(name='a\\"b\\\\c')
+        systemctl("start", SERVICE)
+        with Client() as client:
+            self.assertEqual(client.init('a"b\\c', mode=TREE)[0], 0)
+            pathlib.Path(self.share, "made").touch()
+            self.assertEqual(client.sync(), 0)
+            text = run(CTL, "metrics").stdout
+        declared = set()
+        for line in text.splitlines():
+            if line.startswith("# TYPE "):
+                self.assertNotIn(line.split()[2], declared)
+                declared.add(line.split()[2])
+            elif not line.startswith("# HELP "):
+                self.assertRegex(line, "^" + self.LINE.pattern + "$")
+                name = re.match("[a-z_]+", line)[0]
+                base = re.sub("_(bucket|sum|count)$", "", name)
+                self.assertTrue(name in declared or base in declared, line)
+        self.assertIn('hostwatch_share_ready{share="a\\"b\\\\c"} 1', text)
+        count = int(re.search(r"^hostwatch_filesystem_lag_seconds_count.* (\d+)$", text, re.M)[1])
+        inf = int(re.search(r'^hostwatch_filesystem_lag_seconds_bucket.*le="\+Inf".* (\d+)$', text, re.M)[1])
+        self.assertGreater(count, 0)
+        self.assertEqual(count, inf)
+
+    def test_output_replaces_the_file(self):
+        systemctl("start", SERVICE)
+        with tempfile.TemporaryDirectory(dir="/run") as directory:
+            target = pathlib.Path(directory, "hostwatch.prom")
+            target.write_text("old")
+            run(CTL, "metrics", "--output", str(target))
+            self.assertIn("hostwatch_sessions ", target.read_text())
+            self.assertEqual(os.listdir(directory), ["hostwatch.prom"])
+
+
 class Configurations(SystemdTest):
     def test_wrong_one_fails_the_unit_with_78(self):
         CONFIG.write_text('[limits]\nsessions = "many"\n')
@@ -212,7 +374,9 @@ class Configurations(SystemdTest):
         systemctl("start", SERVICE)
         pid = self.pid()
         self.configure("[limits]\nsessions = 0\n[nonsense]\n")
-        systemctl("reload", SERVICE)
+        self.assertNotEqual(systemctl("reload", SERVICE, check=False).returncode, 0)
+        done = run("journalctl", "-u", SERVICE, "-o", "cat", "-t", "hostwatchctl")
+        self.assertIn("reload refused", done.stdout)
         entries = eventually(lambda: len(self.journal.entries("reload refused")) == 3) and (
             self.journal.entries("reload refused")
         )
@@ -224,7 +388,7 @@ class Configurations(SystemdTest):
         self.configure()
         systemctl("start", SERVICE)
         CONFIG.unlink()
-        systemctl("reload", SERVICE)
+        self.assertNotEqual(systemctl("reload", SERVICE, check=False).returncode, 0)
         self.journal.wait("reload refused")
         self.assertEqual(show("ActiveState"), "active")
 
@@ -327,7 +491,7 @@ class Sessions(SystemdTest):
         with Client() as client:
             self.assertEqual(client.init("src")[0], 0)
             CONFIG.write_text("nonsense = 1\n")
-            systemctl("reload", SERVICE)
+            self.assertNotEqual(systemctl("reload", SERVICE, check=False).returncode, 0)
             self.journal.wait("reload refused")
             self.assertEqual(client.sync(), 0)
 

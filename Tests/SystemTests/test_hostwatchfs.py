@@ -93,6 +93,8 @@ class MountTest(DaemonTest):
         super().setUp()
         self.native = os.path.join(self.base, "native")
         os.mkdir(self.native)
+        # Nobody reads these meanwhile, and a daemon that stores a descriptor waits.
+        self.daemon.drain_notifications()
         self.fs = fusefs.HostwatchFS(self.share, self.daemon.socket, self.options,
                                      prefix=self.prefix)
         self.addCleanup(self.fs.kill)

@@ -129,7 +129,8 @@ void hwfs_wait(int first, int second, int timeout_ms);
 
 /*
  * A SOCK_SEQPACKET socket that listens at DIRECTORY/NAME; the directory is made
- * if need be. What a killed process left there is replaced, -EADDRINUSE if
+ * if need be. What killed processes left there (PID.sock, where nobody listens)
+ * is removed. -EADDRINUSE if
  * somebody listens.
  */
 int hwfs_listen(const char *directory, const char *name);

@@ -14,3 +14,19 @@ public struct Figures: Sendable, Equatable {
 
   public init() {}
 }
+
+/// One look at a filesystem's group, for those who want to see that it is read.
+public struct QueueObservation: Sendable, Equatable {
+  /// The superblock's device number.
+  public let device: UInt64
+  /// Whether the kernel has something queued.
+  public let isReadable: Bool
+  /// Reads that returned records since the group was made.
+  public let reads: UInt64
+
+  public init(device: UInt64, isReadable: Bool, reads: UInt64) {
+    self.device = device
+    self.isReadable = isReadable
+    self.reads = reads
+  }
+}

@@ -11,6 +11,10 @@ public final class Hub {
   /// May be changed at any time; sessions that exist keep what they have.
   public var limits: Limits
 
+  /// Reloads of the configuration that are done, refused ones too, and why the
+  /// last one was refused; for STATUS.
+  public var reloads: UInt64 = 0
+  public var reloadError: String?
   /// Where groups are kept beyond the process's end; nil: nowhere.
   public var store: (any DescriptorStore)?
 

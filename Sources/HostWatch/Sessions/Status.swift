@@ -30,6 +30,10 @@ struct JSONWriter {
     raw(key, "[" + values.map(Self.quoted).joined(separator: ",") + "]")
   }
 
+  mutating func numbers(_ key: String, _ values: [some BinaryInteger]) {
+    raw(key, "[" + values.map { "\($0)" }.joined(separator: ",") + "]")
+  }
+
   private mutating func raw(_ key: String?, _ value: String) {
     if needsComma { text += "," }
     if let key { text += Self.quoted(key) + ":" }
@@ -86,6 +90,13 @@ extension Hub {
     return figures
   }
 
+  /// Every group as it is now.
+  public var queueObservations: [QueueObservation] {
+    filesystems.values.map {
+      QueueObservation(device: $0.device, isReadable: $0.queuedEvents > 0, reads: $0.batches)
+    }
+  }
+
   /// The STATUS reply: unprivileged peers see totals and their own sessions.
   func statusJSON(for session: Session) -> String {
     let now = Syscall.monotonicMicroseconds()
@@ -117,6 +128,10 @@ extension Hub {
       json.number("pid", getpid())
       json.number("uptime_seconds", Double(now - started) / 1_000_000)
       json.bool("privileged", session.isPrivileged)
+      json.object("reload") {
+        $0.number("count", reloads)
+        $0.string("error", session.isPrivileged ? reloadError : nil)
+      }
       totals(&json, now)
       json.array("filesystems") { list in
         guard session.isPrivileged else { return }
@@ -161,6 +176,9 @@ extension Hub {
     json.number("kernel_events", filesystem.recordsRead)
     json.number("overflows", filesystem.overflows)
     json.number("batches", filesystem.batches)
+    json.numbers("lag_bounds_us", Lag.boundsMicroseconds)
+    json.numbers("lag_counts", filesystem.lag.counts)
+    json.number("lag_sum_us", filesystem.lag.sum)
     json.number("largest_batch", filesystem.largestBatch)
     json.number("merged", filesystem.reconciler.counters.merged)
     json.number("lookups", filesystem.reconciler.counters.lookups)

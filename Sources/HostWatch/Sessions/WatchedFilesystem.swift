@@ -34,6 +34,9 @@ final class WatchedFilesystem {
   var overflows: UInt64 = 0
   var batches: UInt64 = 0
   var largestBatch = 0
+  private(set) var lag = Lag()
+  /// When the loop found the group readable and nothing was read since; 0: not so.
+  private var readableSince: UInt64 = 0
   /// The last moment at which the queue is known to have been empty.
   private(set) var lastEmpty: Timestamp
   private var lastDrain: UInt64 = 0
@@ -176,6 +179,7 @@ final class WatchedFilesystem {
   /// daemon and the writers more than the events do.
   private func becameReadable() {
     let now = Syscall.monotonicMicroseconds()
+    if readableSince == 0 { readableSince = now }
     if now - lastDrain < delay {
       isWaiting = true
       source?.setReadiness([])
@@ -216,8 +220,10 @@ final class WatchedFilesystem {
     router.now = UInt32(truncatingIfNeeded: Syscall.monotonicMicroseconds() / 1000)
     reconciler.now = router.now
     let emptyBefore = lastEmpty
+    let began = Syscall.monotonicMicroseconds()
+    let batchesBefore = batches
     do {
-      let end = Syscall.monotonicMicroseconds() + Self.microsecondsPerTurn
+      let end = began + Self.microsecondsPerTurn
       while try !readOnce() {
         if Syscall.monotonicMicroseconds() >= end { break }
       }
@@ -233,6 +239,10 @@ final class WatchedFilesystem {
     if reconciler.isHoldingDeaths { holdDeaths() }
     answerSyncs()
     flush()
+    if batches > batchesBefore {
+      lag.add(Syscall.monotonicMicroseconds() - (readableSince == 0 ? began : readableSince))
+    }
+    readableSince = 0
   }
 
   /// Says once that nothing can be read any more.

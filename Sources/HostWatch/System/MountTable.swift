@@ -7,6 +7,8 @@ enum MountTable {
   /// One line of mountinfo, as far as it is needed (proc(5)).
   struct Entry: Equatable {
     var id: UInt64
+    /// The mount it is on.
+    var parent: UInt64
     /// The superblock's device number.
     var device: UInt64
     /// The directory of the filesystem that is the mount's root.
@@ -31,11 +33,12 @@ enum MountTable {
     text.split(separator: 0x0a).compactMap { line in
       let fields = line.split(separator: 0x20, maxSplits: 5)
       guard fields.count == 6, let id = UInt64(String(decoding: fields[0], as: UTF8.self)),
+        let parent = UInt64(String(decoding: fields[1], as: UTF8.self)),
         let device = device(fields[2])
       else { return nil }
       return Entry(
-        id: id, device: device, root: unescape(fields[3]), mountPoint: unescape(fields[4]),
-        type: type(in: fields[5]))
+        id: id, parent: parent, device: device, root: unescape(fields[3]),
+        mountPoint: unescape(fields[4]), type: type(in: fields[5]))
     }
   }
 

@@ -15,6 +15,8 @@ enum MessageID: String, CaseIterable, Sendable {
   case startFailed = "334f41a5a338499da3f133439239e32f"
   case suppressed = "fac9a26906434352a5eddd2d202bdc45"
   case queueLimited = "a82cbfcf16aa4d498034ba76de3a8904"
+  case shareHidden = "c2404c2dd4a94fc7a106acbe79e761a1"
+  case notProgressing = "232bd5265389458b8bc0ecfa66e2c033"
   case handedOver = "9056c0b0a3e54d6ea6a0b5eece5443b3"
   case takenUp = "657ab81f3d924cf9b0c8bed0f3ec56a0"
   case handOverFailed = "5ff59932666b4cfd9feca5a0cc93cb25"

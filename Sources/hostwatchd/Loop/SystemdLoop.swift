@@ -72,13 +72,6 @@ final class SystemdLoop: EventLoop {
     return entry
   }
 
-  /// Lets sd-event answer the service manager's watchdog, if it asked for it
-  /// with WATCHDOG_USEC: a loop that hangs is restarted.
-  func startWatchdog() throws(SystemError) {
-    let result = unsafe sd_event_set_watchdog(event, 1)
-    guard result >= 0 else { throw SystemError("sd_event_set_watchdog", -result) }
-  }
-
   /// Runs until `exit`; returns its code.
   func run() throws(SystemError) -> Int32 {
     let result = unsafe sd_event_loop(event)

@@ -19,6 +19,8 @@ enum ServiceManager {
 
   static func status(_ status: String) { send(["STATUS=\(status)"]) }
 
+  static func watchdog() { send(["WATCHDOG=1"]) }
+
   /// MONOTONIC_USEC lets the manager tell this reload from an earlier one.
   static func reloading() {
     send(["RELOADING=1", "MONOTONIC_USEC=\(monotonicMicroseconds())"])
