@@ -115,7 +115,8 @@ extension Worker {
   private func awaitEnd(of node: NodeID) {
     guard mount.kind(of: node) != S_IFDIR, mount.isKnown(node), mount.status(of: node) == nil
     else { return }
-    let deadline = monotonicNanoseconds() + Self.pairingNanoseconds
+    // The daemon holds a DELETE_SELF for so long, for the DELETE to come first.
+    let deadline = monotonicNanoseconds() + 10 * Self.pairingNanoseconds
     _ = engine.queue.wait(until: deadline) { queue -> Bool? in
       let found = queue.first(within: 8) {
         $0.node == node && !$0.mask.isDisjoint(with: [.delete, .deleteSelf])
