@@ -21,6 +21,7 @@ let package = Package(
   products: [
     .executable(name: "hostwatchd", targets: ["hostwatchd"]),
     .executable(name: "hostwatchctl", targets: ["hostwatchctl"]),
+    .executable(name: "hostwatchfs", targets: ["hostwatchfs"]),
     .library(name: "HostWatch", targets: ["HostWatch"]),
     .library(name: "CHostWatch", targets: ["CHostWatch"]),
   ],
@@ -57,11 +58,36 @@ let package = Package(
       ],
       swiftSettings: strict),
     .target(
+      name: "CReplay",
+      cSettings: [
+        .define("_GNU_SOURCE"), .unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"]),
+      ]),
+    .target(
+      name: "HostWatchReplay", dependencies: ["HostWatch", "CReplay"], swiftSettings: strict),
+    .systemLibrary(
+      name: "CFuse", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
+    .target(
+      name: "CHostWatchFS", dependencies: ["CFuse"],
+      cSettings: [
+        .define("_GNU_SOURCE"), .unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"]),
+      ]),
+    .executableTarget(
+      name: "hostwatchfs",
+      dependencies: [
+        "HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "CFuse", "CHostWatchFS",
+        "CReplay",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
+    .target(
       name: "CTestSupport", path: "Tests/CTestSupport", cSettings: [.define("_GNU_SOURCE")]),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: strict),
     .testTarget(
       name: "HostWatchTests",
-      dependencies: ["HostWatch", "CFanotify", "CHostWatch", "hostwatchd", "TestSupport"],
+      dependencies: [
+        "HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchd", "hostwatchfs",
+        "TestSupport",
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "HostWatchKernelTests",
