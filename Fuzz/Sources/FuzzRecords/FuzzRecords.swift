@@ -12,7 +12,9 @@ public func fuzzRecords(_ data: UnsafePointer<UInt8>, _ size: Int) -> CInt {
   for event in events {
     for offset in [event.object, event.directory, event.newDirectory] where offset != 0 {
       precondition(Int(offset) + 8 <= segment.count, "a handle beyond the buffer")
-      guard let handle = segment.view.handle(offset) else { preconditionFailure("a handle is lost") }
+      guard let handle = segment.view.handle(offset) else {
+        preconditionFailure("a handle is lost")
+      }
       // Reads the whole of it.
       blackHole ^= handle.hash(seed: 7)
     }
