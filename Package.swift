@@ -54,7 +54,9 @@ let package = Package(
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: strict),
     .testTarget(
       name: "HostWatchTests",
-      dependencies: ["HostWatch", "CFanotify", "CHostWatch", "hostwatchd", "TestSupport"],
+      dependencies: [
+        "HostWatch", "CFanotify", "CHostWatch", "hostwatchctl", "hostwatchd", "TestSupport",
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "HostWatchKernelTests",
