@@ -48,8 +48,8 @@ struct Terminal: ~Copyable {
 
   private func restore() {
     var attributes = before
-    Output.write(Array("\u{1b}[?25h\u{1b}[?1049l".utf8), to: STDOUT_FILENO)
     _ = unsafe tcsetattr(STDIN_FILENO, TCSANOW, &attributes)
+    Output.write(Array("\u{1b}[?25h\u{1b}[?1049l".utf8), to: STDOUT_FILENO)
   }
 
   deinit {

@@ -128,7 +128,8 @@ struct Top: ParsableCommand {
     }
   }
 
-  private static let keys = TopOrder.allCases.map { "\($0.key) \($0.rawValue)" }
+  private static let keys =
+    TopOrder.allCases.map { "\($0.key) \($0.rawValue)" }
     .joined(separator: "  ") + "  q quit"
 
   private static func milliseconds(until due: UInt64) -> Int32 {

@@ -45,8 +45,10 @@ struct TopView {
     var first = "hostwatchd \(version), pid \(Self.text(now.status["pid"]))"
     first += ", up \(StatusReport.duration(now.status["uptime_seconds"]))"
     if now.status["privileged"] == .bool(false) { first += " (your own sessions only)" }
-    let rates = [("events", "kernel_events"), ("delivered", "delivered"), ("corrected", "corrected")]
-      .map { "\($0.0)/s \(Self.text(TopSample.rate($0.1, new, old, seconds: seconds)))" }
+    let rates = [
+      ("events", "kernel_events"), ("delivered", "delivered"), ("corrected", "corrected"),
+    ]
+    .map { "\($0.0)/s \(Self.text(TopSample.rate($0.1, new, old, seconds: seconds)))" }
     let totals = ["sessions", "nodes", "lost"].map { "\($0) \(Self.text(new[$0]))" }
     return [first, (totals + rates).joined(separator: ", ")]
   }
@@ -135,14 +137,19 @@ struct TopView {
 
   /// The daemon's own answer with the rates added to each part.
   func json(time: String) -> JSON {
-    func number(_ value: Double?) -> JSON { value.map { .number(StatusReport.decimal($0)) } ?? .null }
+    func number(_ value: Double?) -> JSON {
+      value.map { .number(StatusReport.decimal($0)) } ?? .null
+    }
     func with(_ row: JSON, _ more: [(String, JSON)]) -> JSON {
       guard case .object(let members) = row else { return row }
       return .object(members + more.map { JSON.Member(key: $0.0, value: $0.1) })
     }
     let old = before?.status
     let totals = ["kernel_events", "delivered", "corrected"].map {
-      ("\($0)_rate", number(TopSample.rate($0, now.status["totals"], old?["totals"], seconds: seconds)))
+      (
+        "\($0)_rate",
+        number(TopSample.rate($0, now.status["totals"], old?["totals"], seconds: seconds))
+      )
     }
     let filesystems = now.status["filesystems"].elements.map { row in
       let same = old?["filesystems"].elements.first { $0["device"] == row["device"] }
