@@ -67,7 +67,7 @@ struct Terminal: ~Copyable {
 
   /// Shows the lines in place of what is there, each cut already.
   func show(_ lines: [String]) {
-    let body = lines.map { $0 + "\u{1b}[K" }.joined(separator: "\r\n")
+    let body = lines.map { $0 + "\u{1b}[K" }.joined(separator: "\n")
     Output.write(Array("\u{1b}[H\(body)\u{1b}[J".utf8), to: STDOUT_FILENO)
   }
 
