@@ -101,7 +101,7 @@ class Top(DaemonTest):
         screen.wait_for(rb"q quit")
         screen.resize(8, 30)
         # An ellipsis has three bytes.
-        picture = screen.wait_for(rb"\x1b\[H[^\x1b]{1,32}\x1b\[K[^J]*?\x1b\[J")
+        picture = screen.wait_for(rb"\x1b\[H[^\x1b]{1,32}\x1b\[K.*?\x1b\[J")
         last = picture[picture.rindex(b"\x1b[H"):].decode()
         lines = re.sub(r"\x1b\[[HKJ]", "", last).split("\r\n")
         self.assertLessEqual(len(lines), 8)
