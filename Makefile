@@ -8,7 +8,7 @@ LIBDIR ?= $(PREFIX)/lib
 include packaging/library.mk
 
 .DEFAULT_GOAL = help
-.PHONY: help build release test soak fuzz demo install uninstall deb install-packages format lint clean
+.PHONY: help build release test bench bench-pieces bench-check soak fuzz demo install uninstall deb install-packages format lint clean
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -28,6 +28,22 @@ release:
 #:                        root it says what it left out
 test: install-packages
 	scripts/test
+
+#: make bench             the daemon against the least a watcher can do, and against
+#:                        other watchers if they are installed (root; ten minutes).
+#:                        BENCH="--quick --only storm" and the like; figures in out/
+bench: release
+	mkdir -p out
+	Benchmarks/end-to-end/run --json out/bench.json $(BENCH)
+
+#: make bench-pieces      the parts of an event's way one by one
+bench-pieces:
+	cd Benchmarks && $(SWIFT) package -c release -Xswiftc -enable-testing benchmark
+
+#: make bench-check       instructions, allocations, memory against the baseline
+bench-check:
+	cd Benchmarks && $(SWIFT) build -c release -Xswiftc -enable-testing --product figures
+	Benchmarks/check
 
 #: make soak MINUTES=10   random histories and hostile clients for so long (root)
 soak: build
@@ -61,11 +77,13 @@ deb: install-packages release library
 
 #: make format            formats the Swift sources
 format:
-	$(SWIFT) format --in-place --recursive Sources Tests Fuzz/Sources Fuzz/Package.swift Package.swift
+	$(SWIFT) format --in-place --recursive Sources Tests Fuzz/Sources Fuzz/Package.swift \
+		Benchmarks/Sources Benchmarks/Benchmarks Benchmarks/Package.swift Package.swift
 
 #: make lint              checks their format
 lint:
-	$(SWIFT) format lint --strict --recursive Sources Tests Fuzz/Sources Fuzz/Package.swift Package.swift
+	$(SWIFT) format lint --strict --recursive Sources Tests Fuzz/Sources Fuzz/Package.swift \
+		Benchmarks/Sources Benchmarks/Benchmarks Benchmarks/Package.swift Package.swift
 
 #: make clean             removes what was built
 clean:

@@ -9,11 +9,19 @@ let strict: [SwiftSetting] = [
   .swiftLanguageMode(.v6),
 ]
 
+/// The library runs on one thread, and its debug builds, which the tests run,
+/// check that no two accesses overlap. Checked at run time on the way of an event,
+/// in classes' properties, that would be half of the instructions.
+let hot: [SwiftSetting] = [
+  .unsafeFlags(["-enforce-exclusivity=unchecked"], .when(configuration: .release))
+]
+
 let package = Package(
   name: "hostwatchd",
   products: [
     .executable(name: "hostwatchd", targets: ["hostwatchd"]),
     .executable(name: "hostwatchctl", targets: ["hostwatchctl"]),
+    .executable(name: "hostwatchfs", targets: ["hostwatchfs"]),
     .library(name: "HostWatch", targets: ["HostWatch"]),
     .library(name: "CHostWatch", targets: ["CHostWatch"]),
   ],
@@ -32,7 +40,7 @@ let package = Package(
       providers: [.apt(["libsystemd-dev"])]),
     .target(
       name: "HostWatch", dependencies: ["CFanotify", "CHostWatch"],
-      swiftSettings: strict),
+      swiftSettings: strict + hot),
     .executableTarget(
       name: "hostwatchd",
       dependencies: [
@@ -50,12 +58,35 @@ let package = Package(
       ],
       swiftSettings: strict),
     .target(
+      name: "CReplay",
+      cSettings: [
+        .define("_GNU_SOURCE"), .unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"]),
+      ]),
+    .target(
+      name: "HostWatchReplay", dependencies: ["HostWatch", "CReplay"], swiftSettings: strict),
+    .systemLibrary(
+      name: "CFuse", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
+    .target(
+      name: "CHostWatchFS", dependencies: ["CFuse"],
+      cSettings: [
+        .define("_GNU_SOURCE"), .unsafeFlags(["-std=c11", "-Wall", "-Wextra", "-Werror"]),
+      ]),
+    .executableTarget(
+      name: "hostwatchfs",
+      dependencies: [
+        "HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "CFuse", "CHostWatchFS",
+        "CReplay",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      swiftSettings: strict),
+    .target(
       name: "CTestSupport", path: "Tests/CTestSupport", cSettings: [.define("_GNU_SOURCE")]),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: strict),
     .testTarget(
       name: "HostWatchTests",
       dependencies: [
-        "HostWatch", "CFanotify", "CHostWatch", "hostwatchctl", "hostwatchd", "TestSupport",
+        "HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchctl", "hostwatchd",
+        "hostwatchfs", "TestSupport",
       ],
       swiftSettings: strict),
     .testTarget(

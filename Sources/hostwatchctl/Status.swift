@@ -13,8 +13,15 @@ struct Status: ParsableCommand {
       registered on a filesystem, QUEUE is the length of the kernel's queue there in events, and \
       OVERFLOWS how often it was full.
 
+      MOUNTS are those of hostwatchfs; they answer root. REPLAYED counts records that were \
+      performed again on the mount, INVALIDATED those that were applied by dropping what the \
+      kernel had cached, SUPERSEDED those that a newer change had made void, and SETTLED names \
+      that had to be put right afterwards. LAG is for how long records have been applied \
+      without a pause; STATE is out-of-step while records may be missing and nothing is cached.
+
       With --json the daemon's own answer is printed: one object with "version", "pid", \
-      "uptime_seconds", "totals", "filesystems", "shares" and "sessions".
+      "uptime_seconds", "totals", "filesystems", "shares" and "sessions"; and "mounts" if there \
+      are any.
       """)
 
   @OptionGroup var daemon: DaemonOptions
@@ -30,14 +37,24 @@ struct Status: ParsableCommand {
     } catch {
       throw Exit.because(error, socketPath: daemon.socketPath)
     }
-    if json { return Output.line(text) }
+    let mounts = Mounts.answers()
+    if json { return Output.line(Self.adding(mounts, to: text)) }
     var output = Output()
     do throws(JSONError) {
-      for line in StatusReport(try JSONParser.parse(text)).lines { output.line(line) }
+      var parsed: [JSON] = []
+      for mount in mounts { parsed.append(try JSONParser.parse(mount)) }
+      let report = StatusReport(try JSONParser.parse(text), mounts: parsed)
+      for line in report.lines { output.line(line) }
     } catch {
       Exit.say("the daemon's status: \(error)")
       throw Exit.protocol
     }
     output.flush()
+  }
+
+  /// The daemon's object with one more member.
+  private static func adding(_ mounts: [String], to text: String) -> String {
+    guard !mounts.isEmpty, let end = text.lastIndex(of: "}") else { return text }
+    return text[..<end] + ",\"mounts\":[" + mounts.joined(separator: ",") + "]}"
   }
 }

@@ -5,13 +5,19 @@ import HostWatch
 struct StatusReport {
   private let status: JSON
 
-  init(_ status: JSON) { self.status = status }
+  private let mountStatus: [JSON]
+
+  init(_ status: JSON, mounts: [JSON] = []) {
+    self.status = status
+    mountStatus = mounts
+  }
 
   var lines: [String] {
     var lines = summary
     lines += section("FILESYSTEMS", filesystems)
     lines += section("SHARES", shares) + shareErrors
     lines += section("SESSIONS", sessions)
+    lines += section("MOUNTS", mounts)
     return lines
   }
 
@@ -95,6 +101,25 @@ struct StatusReport {
           row["options"].elements.compactMap(\.text).joined(separator: ","),
           row["path"].text ?? "",
         ])
+    }
+    return table
+  }
+
+  private var mounts: Table? {
+    guard !mountStatus.isEmpty else { return nil }
+    var table = Table([
+      Table.number("PID"), Table.text("STATE"), Table.text("EVENTS"), Table.number("NODES"),
+      Table.number("RECORDS"), Table.number("REPLAYED"), Table.number("INVALIDATED"),
+      Table.number("SUPERSEDED"), Table.number("SETTLED"), Table.number("LAG"),
+      Table.text("SOURCE"), Table.text("MOUNTPOINT"),
+    ])
+    for row in mountStatus {
+      let counts = ["nodes", "records", "replayed", "invalidated", "superseded", "settled"]
+        .map { Self.integer(row[$0]) }
+      let lag = row["lag_microseconds"].double.map { "\(Self.decimal($0 / 1000)) ms" } ?? "-"
+      table.append(
+        [Self.integer(row["pid"]), row["state"].text ?? "", row["events"].text ?? ""] + counts
+          + [lag, row["source"].text ?? "", row["mountpoint"].text ?? ""])
     }
     return table
   }

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Both headers, and the library's names, from C++.
+// The headers, and the library's names, from C++.
 #include <hostwatch.h>
+#include <hostwatch_fsnotify.h>
 #include <hostwatch_protocol.h>
+
+#if __has_include(<fuse3/fuse_lowlevel.h>)
+#define FUSE_USE_VERSION 34
+#include <fuse3/fuse_lowlevel.h>
+#include <hostwatch_fuse.h>
+#endif
 
 #include <cerrno>
 #include <cstdio>

@@ -167,10 +167,10 @@ final class RealFilesystem {
     guard events.count == 1, let event = events.first else { throw SystemError("parse", EIO) }
     func number(_ offset: UInt32) -> UInt32 {
       // 0xffffffff: an object that the model does not have.
-      segment.handle(offset).map { numbers[FileHandle($0)] ?? .max } ?? 0
+      segment.view.handle(offset).map { numbers[FileHandle($0)] ?? .max } ?? 0
     }
     func text(_ offset: UInt32, _ size: UInt16) -> String {
-      offset == 0 ? "" : String(decoding: segment.name(offset, size).bytes, as: UTF8.self)
+      offset == 0 ? "" : String(decoding: segment.view.name(offset, size).bytes, as: UTF8.self)
     }
     return KernelSimulator.Slot(
       mask: event.mask, pid: event.pid, object: number(event.object),

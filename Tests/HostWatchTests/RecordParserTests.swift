@@ -24,15 +24,16 @@ import Testing
     segment.fill(with: rename)
     var events: [KernelEvent] = []
     try segment.parse(into: &events, segment: 0)
+    let views = segment.view
     let event = try #require(events.first)
     #expect(events.count == 1)
     #expect(event.pid == 42 && event.events == .rename)
     #expect(
-      String(decoding: segment.name(event.name, event.nameSize).bytes, as: UTF8.self) == "from")
+      String(decoding: views.name(event.name, event.nameSize).bytes, as: UTF8.self) == "from")
     #expect(
-      String(decoding: segment.name(event.newName, event.newNameSize).bytes, as: UTF8.self) == "to")
+      String(decoding: views.name(event.newName, event.newNameSize).bytes, as: UTF8.self) == "to")
     let handles = [event.object, event.directory, event.newDirectory].map {
-      segment.handle($0).map { KernelSimulator.number($0) }
+      views.handle($0).map { KernelSimulator.number($0) }
     }
     #expect(handles == [7, 2, 3])
   }

@@ -56,9 +56,9 @@ def fields(name, *wanted):
 class Packages(unittest.TestCase):
     def test_versions_agree(self):
         run(str(ROOT / "scripts/version"), "--check")
-        for name in ("hostwatchd", "libhostwatch0", "libhostwatch-dev"):
+        for name in ("hostwatchd", "hostwatchfs", "libhostwatch0", "libhostwatch-dev"):
             self.assertEqual(fields(name, "Version"), [VERSION])
-        for program in ("usr/sbin/hostwatchd", "usr/bin/hostwatchctl"):
+        for program in ("usr/sbin/hostwatchd", "usr/bin/hostwatchctl", "usr/bin/hostwatchfs"):
             self.assertIn(VERSION, run(str(TREE / program), "--version").stdout)
 
     def test_dependencies(self):
@@ -66,11 +66,14 @@ class Packages(unittest.TestCase):
         names = re.findall(r"([\w.+-]+)(?: \(.*?\))?(?:, |$)", depends)
         self.assertEqual(
             sorted(names), ["libc6", "libgcc-s1", "libstdc++6", "libsystemd0", "passwd", "systemd"])
+        (depends,) = fields("hostwatchfs", "Depends")
+        self.assertIn("libfuse3-3", depends)
+        self.assertIn("hostwatchd", depends)
         (depends,) = fields("libhostwatch0", "Depends")
         self.assertRegex(depends, r"^libc6 \(>= [\d.]+\)$")
 
     def test_programs_need_no_swift(self):
-        for program in ("usr/sbin/hostwatchd", "usr/bin/hostwatchctl"):
+        for program in ("usr/sbin/hostwatchd", "usr/bin/hostwatchctl", "usr/bin/hostwatchfs"):
             dynamic = run("readelf", "-Wd", str(TREE / program)).stdout
             self.assertNotRegex(dynamic, "swift|Foundation")
             self.assertNotRegex(dynamic, r"\((RPATH|RUNPATH)\)")
@@ -167,7 +170,7 @@ class Manual(unittest.TestCase):
         found = sorted(path for path in TREE.glob("usr/share/man/man?/*.gz") if path.is_file())
         self.assertGreaterEqual(
             {path.name[:-3] for path in found},
-            {"hostwatchd.8", "hostwatchd.toml.5", "hostwatchctl.1", "hostwatch-protocol.7",
+            {"hostwatchd.8", "hostwatchd.toml.5", "hostwatchctl.1", "hostwatchfs.8", "hostwatch-protocol.7",
              "hostwatch.3", "hostwatch_open.3"})
         return [path for path in found if not path.is_symlink()]
 

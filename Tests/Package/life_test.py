@@ -24,7 +24,7 @@ INIT = os.environ["INIT"]
 ROOT = pathlib.Path("/proc", INIT, "root")
 SOCKET = "/run/hostwatchd/hostwatchd.sock"
 SERVICE = "hostwatchd.service"
-SHARE = "/tmp/share"
+SHARE = "/srv/share"
 CONFIG = "/etc/hostwatchd/hostwatchd.toml"
 # What belongs to dpkg, the package manager's log, and systemd at work.
 NOT_OURS = re.compile(
@@ -157,10 +157,10 @@ class Life(unittest.TestCase):
         socket = os.stat(f"{ROOT}{SOCKET}")
         self.assertEqual((socket.st_mode & 0o777, socket.st_gid), (0o660, int(group[1])))
         version = inside("dpkg-query", "-W", "-f", "${Version}", "hostwatchd").stdout
-        for program in ("hostwatchctl", "hostwatchd"):
+        for program in ("hostwatchctl", "hostwatchd", "hostwatchfs"):
             self.assertIn(version, inside(program, "--version").stdout)
         self.assertIn('"version"', inside("hostwatchctl", "status", "--json").stdout)
-        self.assertEqual(inside("dpkg", "--verify", "hostwatchd", "libhostwatch0").stdout, "")
+        self.assertEqual(inside("dpkg", "--verify", "hostwatchd", "hostwatchfs", "libhostwatch0").stdout, "")
         Life.messages = set()
         for catalog in (ROOT / "usr/lib/systemd/catalog").glob("hostwatch*.catalog"):
             Life.messages |= set(re.findall(r"^-- ([0-9a-f]{32})$", catalog.read_text(), re.M))
@@ -241,7 +241,7 @@ class Life(unittest.TestCase):
         self.assertEqual(show("ActiveState"), "active")
 
     def test_5_removed_but_its_configuration(self):
-        inside("dpkg", "-r", "hostwatchd")
+        inside("dpkg", "-r", "hostwatchfs", "hostwatchd")
         self.assertFalse(os.path.lexists(f"{ROOT}/run/hostwatchd"))
         self.assertIn('name = "src"', pathlib.Path(f"{ROOT}{CONFIG}").read_text())
         self.assertEqual(inside("systemctl", "--failed", "-q", "--plain").stdout, "")
@@ -249,7 +249,7 @@ class Life(unittest.TestCase):
         self.assertEqual(running, "")
 
     def test_6_purged_without_leftovers(self):
-        inside("dpkg", "-P", "hostwatchd", "libhostwatch0")
+        inside("dpkg", "-P", "hostwatchfs", "hostwatchd", "libhostwatch0")
         after = snapshot()
         self.assertEqual(sorted(after.keys() - self.before.keys()), [])
         self.assertEqual(sorted(self.before.keys() - after.keys()), [])

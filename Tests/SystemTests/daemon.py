@@ -143,6 +143,9 @@ class Daemon:
         """SIGTERM; the exit status must be `expect`."""
         if self not in _running:
             return
+        # What is not read fills up, and a daemon that is ending waits for its
+        # manager to have taken what it said.
+        self.drain_notifications()
         self.signal(signal.SIGTERM)
         status = self.wait()
         if status != expect:

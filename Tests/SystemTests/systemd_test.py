@@ -27,6 +27,7 @@ UNITS = pathlib.Path("/etc/systemd/system")
 CONFIG = pathlib.Path("/etc/hostwatchd/hostwatchd.toml")
 SOCKET = "/run/hostwatchd/hostwatchd.sock"
 SERVICE = "hostwatchd.service"
+MOUNTS = "hostwatchfs@.service"
 
 MESSAGE_IDS = {
     "started": "4e21ef60f8c040768818c0c24b5f8cdc",
@@ -94,11 +95,15 @@ class Journal:
 
 def setUpModule():
     run("systemd-sysusers", str(ROOT / "systemd/sysusers.d/hostwatchd.conf"))
-    for unit in ("hostwatchd.service", "hostwatchd.socket"):
+    for unit in ("hostwatchd.service", "hostwatchd.socket", MOUNTS):
         shutil.copy(ROOT / "systemd" / unit, UNITS)
     binary = f"[Service]\nExecStart=\nExecStart={DAEMON}\nExecReload=\nExecReload={CTL} reload\n"
     # What was built may lie in a home directory, with the Swift runtime.
     drop_in(binary + "ProtectHome=read-only\n", "10-binary")
+    # Its own command line, with the program that is tested.
+    unit = UNITS / MOUNTS
+    unit.write_text(unit.read_text().replace(
+        "/usr/bin/hostwatchfs", os.path.join(os.path.dirname(DAEMON), "hostwatchfs")))
 
 
 def drop_in(text, name="50-test", unit=SERVICE):
@@ -507,6 +512,64 @@ class Sessions(SystemdTest):
         self.assertGreater(len(kinds), 1)
         self.assertEqual(kinds[-1], DETACHED)
         self.assertEqual(struct.unpack_from("=I", last)[0], 3)
+
+
+class Mounts(SystemdTest):
+    """hostwatchfs@.service."""
+
+    def setUp(self):
+        super().setUp()
+        self.mount = tempfile.mkdtemp(prefix="mount-", dir="/tmp")
+        self.unit = "hostwatchfs@test.service"
+        self.config = pathlib.Path("/etc/hostwatchfs/test.conf")
+        self.config.parent.mkdir(exist_ok=True)
+        self.config.write_text(f"SOURCE={self.share}\nMOUNTPOINT={self.mount}\n")
+        pathlib.Path(self.share, "file").write_text("seen")
+
+    def tearDown(self):
+        systemctl("stop", self.unit, check=False)
+        self.config.unlink(missing_ok=True)
+        super().tearDown()
+        os.rmdir(self.mount)
+
+    def read(self):
+        try:
+            return pathlib.Path(self.mount, "file").read_text()
+        except OSError as error:
+            return error.strerror
+
+    def test_verify_has_nothing_to_say(self):
+        done = run("systemd-analyze", "verify", "--man=no", MOUNTS, check=False)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_is_mounted_once_it_has_started(self):
+        systemctl("start", self.unit)
+        self.assertEqual(self.read(), "seen")
+        self.assertTrue(os.path.ismount(self.mount))
+        self.assertEqual(show("ActiveState"), "active")
+        systemctl("stop", self.unit)
+        self.assertFalse(os.path.ismount(self.mount))
+        self.assertEqual(show("Result", self.unit), "success")
+
+    def test_options_are_the_files(self):
+        with open(self.config, "a", encoding="utf-8") as file:
+            file.write("OPTIONS=ro,events=invalidate\n")
+        systemctl("start", self.unit)
+        with self.assertRaises(OSError):
+            pathlib.Path(self.mount, "new").touch()
+
+    def test_a_killed_server_is_replaced(self):
+        systemctl("start", self.unit)
+        killed = show("MainPID", self.unit)
+        os.kill(int(killed), signal.SIGKILL)
+        eventually(lambda: show("MainPID", self.unit) not in ("0", killed))
+        eventually(lambda: show("ActiveState", self.unit) == "active")
+        self.assertEqual(self.read(), "seen")
+
+    def test_without_its_file_it_says_so(self):
+        self.config.unlink()
+        self.assertNotEqual(systemctl("start", self.unit, check=False).returncode, 0)
+        self.assertEqual(show("AssertResult", self.unit), "no")
 
 
 if __name__ == "__main__":

@@ -86,6 +86,35 @@ class Many(ProcessTest):
         daemon.stop()
 
 
+    def test_end_of_a_large_session(self):
+        """Its nodes go in slices; meanwhile others get theirs, and who comes next on
+        the same objects gets its own."""
+        daemon = Daemon()
+        self.addCleanup(daemon.kill)
+        names = [f"f{number}" for number in range(9000)]
+        for name in names:
+            touch(self.path(name))
+        other = daemon.session(self.share)
+        self.addCleanup(other.close)
+        self.assertEqual(other.register_path(self.path("f7"), 7, 1), 0)
+        for generation in range(2, 5):
+            large = daemon.session(self.share)
+            for at in range(0, len(names), 250):
+                fds = [os.open(self.path(name), os.O_PATH) for name in names[at:at + 250]]
+                entries = [register_entry(at + number + 10, generation)
+                           for number in range(len(fds))]
+                self.assertFalse(any(large.register(entries, fds)))
+                for fd in fds:
+                    os.close(fd)
+            write(self.path("f7"))
+            self.assertEqual({record.node for record in large.records()}, {(17, generation)})
+            self.assertEqual({record.node for record in other.records()}, {(7, 1)})
+            large.close()
+            write(self.path("f7"))
+            self.assertEqual({record.node for record in other.records()}, {(7, 1)})
+        daemon.stop()
+
+
 class Overlay(DaemonTest):
     kind = "tmpfs"
 

@@ -12,13 +12,13 @@ public func fuzzRecords(_ data: UnsafePointer<UInt8>, _ size: Int) -> CInt {
   for event in events {
     for offset in [event.object, event.directory, event.newDirectory] where offset != 0 {
       precondition(Int(offset) + 8 <= segment.count, "a handle beyond the buffer")
-      guard let handle = segment.handle(offset) else { preconditionFailure("a handle is lost") }
+      guard let handle = segment.view.handle(offset) else { preconditionFailure("a handle is lost") }
       // Reads the whole of it.
       blackHole ^= handle.hash(seed: 7)
     }
     for (offset, length) in [(event.name, event.nameSize), (event.newName, event.newNameSize)] {
       precondition(Int(offset) + Int(length) <= segment.count, "a name beyond the buffer")
-      for byte in segment.name(offset, length).bytes {
+      for byte in segment.view.name(offset, length).bytes {
         precondition(byte != 0, "a name with its end in the midst")
       }
     }

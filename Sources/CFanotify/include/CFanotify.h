@@ -81,6 +81,12 @@ struct hw_file_handle {
 _Static_assert(sizeof(struct hw_file_handle) == 8 + hw_handle_max,
 	       "hw_file_handle");
 
+/* Begins to fetch the cache line at `address`, which may be any. */
+static inline void hw_prefetch(const void *address)
+{
+	__builtin_prefetch(address);
+}
+
 /* fanotify_init(2) and fanotify_mark(2), -errno on failure. */
 int hw_fanotify_init(unsigned int flags, unsigned int event_flags);
 int hw_fanotify_mark(int group, unsigned int flags, uint64_t mask, int dirfd,

@@ -3,13 +3,13 @@ import Glibc
 /// A value that one thread at a time has. It is a pthread_mutex_t and not
 /// Synchronization's Mutex, which ThreadSanitizer does not see on Linux: it
 /// takes every access under one for a race.
-@safe final class Locked<Value: Sendable>: Sendable {
+@safe package final class Locked<Value: Sendable>: Sendable {
   // Given back in deinit; a mutex needs an address of its own.
   private nonisolated(unsafe) let mutex: UnsafeMutablePointer<pthread_mutex_t>
   // Read and written with the mutex held, and nowhere else.
   private nonisolated(unsafe) var value: Value
 
-  init(_ value: Value) {
+  package init(_ value: Value) {
     unsafe self.value = value
     unsafe mutex = .allocate(capacity: 1)
     unsafe mutex.initialize(to: pthread_mutex_t())
@@ -23,7 +23,7 @@ import Glibc
   }
 
   /// Calls `body` with the value; it must not call `withLock` again.
-  func withLock<Result, Failure: Error>(_ body: (inout Value) throws(Failure) -> Result)
+  package func withLock<Result, Failure: Error>(_ body: (inout Value) throws(Failure) -> Result)
     throws(Failure) -> Result
   {
     _ = unsafe pthread_mutex_lock(mutex)

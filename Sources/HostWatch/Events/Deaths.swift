@@ -24,10 +24,13 @@ extension Reconciler {
 
   /// Passes on, or holds, the deaths of the events before `end`.
   func emitDeaths(before end: Int) {
-    var kept: [Int] = []
-    for index in deaths {
+    // In place: the array's memory serves the next batch.
+    var kept = 0
+    for position in deaths.indices {
+      let index = deaths[position]
       guard index < end else {
-        kept.append(index)
+        deaths[kept] = index
+        kept += 1
         continue
       }
       let event = events[index]
@@ -37,7 +40,7 @@ extension Reconciler {
         since: now)
       if isNameless(object, event: index) { emit(death) } else { held.append(death) }
     }
-    deaths = kept
+    deaths.removeLast(deaths.count - kept)
   }
 
   /// Whether the window has the record that took the object's name away.

@@ -71,6 +71,8 @@ final class Reconciler {
 
   var counters = Counters()
   private(set) var segments: [EventSegment] = []
+  /// What is in `segments`.
+  private(set) var views: [SegmentView] = []
   private(set) var events: [KernelEvent] = []
   private var spare: [EventSegment] = []
   var window = ReconcilerWindow()
@@ -96,6 +98,7 @@ final class Reconciler {
   let namespace: any Namespace
   let emit: (RemoteEvent) -> Void
   private let anticipate: (HandleView, HandleView) -> Void
+  private let prefetch: (HandleView, Bool) -> Void
   private let overflow: () -> Void
   let report: (SystemError) -> Void
 
@@ -103,17 +106,21 @@ final class Reconciler {
   ///   - emit: gets each event; its views are valid during the call.
   ///   - anticipate: gets each directory that is removed and the one it was in,
   ///     before the records that came earlier are passed on.
+  ///   - prefetch: gets the object of an event that will soon be passed on, twice; the
+  ///     second time it is near (true).
   ///   - overflow: called where the kernel's queue overflowed.
   ///   - report: called when the filesystem cannot be asked.
   init(
     seed: UInt64, namespace: any Namespace, emit: @escaping (RemoteEvent) -> Void,
     anticipate: @escaping (HandleView, HandleView) -> Void = { _, _ in },
+    prefetch: @escaping (HandleView, Bool) -> Void = { _, _ in },
     overflow: @escaping () -> Void, report: @escaping (SystemError) -> Void
   ) {
     self.seed = seed
     self.namespace = namespace
     self.emit = emit
     self.anticipate = anticipate
+    self.prefetch = prefetch
     self.overflow = overflow
     self.report = report
   }
@@ -133,6 +140,7 @@ final class Reconciler {
   func absorb(_ segment: EventSegment) throws(RecordError) {
     let first = events.count
     segments.append(segment)
+    views.append(segment.view)
     try segment.parse(into: &events, segment: UInt32(segments.count - 1))
     counters.records += UInt64(events.count - first)
     for index in first..<events.count { note(index) }
@@ -142,7 +150,7 @@ final class Reconciler {
   /// follows yet.
   var trailingRename: FileHandle? {
     guard emitted < events.count, let last = events.last, last.events.contains(.rename),
-      let directory = segments[Int(last.segment)].handle(last.newDirectory)
+      let directory = views[Int(last.segment)].handle(last.newDirectory)
     else { return nil }
     return FileHandle(directory)
   }
@@ -152,7 +160,7 @@ final class Reconciler {
   private func passOn() {
     for index in removals.reversed() {
       let event = events[index]
-      let segment = segments[Int(event.segment)]
+      let segment = views[Int(event.segment)]
       guard let object = segment.handle(event.object),
         let directory = segment.handle(event.directory)
       else { continue }
@@ -160,9 +168,17 @@ final class Reconciler {
     }
     removals.removeAll(keepingCapacity: true)
     while emitted < events.count {
+      prefetchObject(ofEvent: emitted + 16, isNear: false)
+      prefetchObject(ofEvent: emitted + 8, isNear: true)
       emit(at: emitted)
       emitted += 1
     }
+  }
+
+  private func prefetchObject(ofEvent index: Int, isNear: Bool) {
+    guard index < events.count else { return }
+    let event = events[index]
+    if let object = views[Int(event.segment)].handle(event.object) { prefetch(object, isNear) }
   }
 
   /// The queue was empty after the last read: everything is closed.
@@ -197,7 +213,7 @@ final class Reconciler {
     let event = events[index]
     let mask = event.events
     guard !mask.isDisjoint(with: .reconciled), !mask.contains(.queueOverflow) else { return }
-    let segment = segments[Int(event.segment)]
+    let segment = views[Int(event.segment)]
     guard let handle = segment.handle(event.object != 0 ? event.object : event.directory) else {
       return
     }
@@ -219,12 +235,12 @@ final class Reconciler {
 
   /// An event on the object alone, without its name: a link count, a death, or something
   /// that happened to a directory itself.
-  func isSelfEvent(_ event: KernelEvent, _ segment: EventSegment) -> Bool {
+  func isSelfEvent(_ event: KernelEvent, _ segment: SegmentView) -> Bool {
     event.directory == 0 || segment.name(event.name, event.nameSize).isDot
   }
 
   private func touch(
-    _ event: KernelEvent, _ index: UInt32, _ object: Int, _ segment: EventSegment,
+    _ event: KernelEvent, _ index: UInt32, _ object: Int, _ segment: SegmentView,
     _ bits: EventMask
   ) {
     guard let directory = segment.handle(event.directory) else { return }
@@ -261,7 +277,7 @@ final class Reconciler {
     let event = events[index]
     let mask = event.events
     if mask.contains(.queueOverflow) { return overflow() }
-    let segment = segments[Int(event.segment)]
+    let segment = views[Int(event.segment)]
     let directoryBit = mask.intersection(.isDirectory)
     var remote = RemoteEvent(
       mask: mask, pid: event.pid, object: segment.handle(event.object),
@@ -334,11 +350,11 @@ final class Reconciler {
     let (rename, victim) = (events[index], events[index + 1])
     guard victim.pid == rename.pid, !victim.events.isDisjoint(with: [.attrib, .deleteSelf]),
       victim.events.isDisjoint(with: .namespace),
-      isSelfEvent(victim, segments[Int(victim.segment)]),
+      isSelfEvent(victim, views[Int(victim.segment)]),
       let lost = object(victim), let moved = object(rename), moved != lost,
-      let directory = segments[Int(rename.segment)].handle(rename.newDirectory)
+      let directory = views[Int(rename.segment)].handle(rename.newDirectory)
     else { return nil }
-    let segment = segments[Int(rename.segment)]
+    let segment = views[Int(rename.segment)]
     let entry = entryHash(directory, segment.name(rename.newName, rename.newNameSize))
     var isElsewhere = false
     window.forEachTouch(of: window.object(lost.hash(seed: seed), event: UInt32(index + 1))) {
@@ -351,7 +367,7 @@ final class Reconciler {
   }
 
   func object(_ event: KernelEvent) -> HandleView? {
-    segments[Int(event.segment)].handle(event.object != 0 ? event.object : event.directory)
+    views[Int(event.segment)].handle(event.object != 0 ? event.object : event.directory)
   }
 
   // MARK: Windows
@@ -363,6 +379,7 @@ final class Reconciler {
     barriers.removeAll(keepingCapacity: true)
     for segment in segments where spare.count < 4 { spare.append(segment) }
     segments.removeAll(keepingCapacity: true)
+    views.removeAll(keepingCapacity: true)
     (emitted, closable, directoryRenames) = (0, 0, 0)
   }
 
@@ -381,6 +398,7 @@ final class Reconciler {
     for index in events.indices { events[index].segment -= UInt32(firstKept) }
     for segment in segments[..<firstKept] where spare.count < 4 { spare.append(segment) }
     segments.removeFirst(firstKept)
+    views.removeFirst(firstKept)
     emitted -= cut
     deaths = deaths.map { $0 - cut }
     barriers = barriers.map { ($0.upTo - cut, $0.whenRead - cut) }

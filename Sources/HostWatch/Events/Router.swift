@@ -15,10 +15,14 @@ import CHostWatch
   private(set) var states: [UnsafeMutablePointer<SessionState>?]
   private(set) var scopes: [TreeScope] = []
   private var nodeSessions = 0
+  /// Slots whose session has ended and whose registrations are still in the table.
+  var leaving: Set<UInt32> = []
   /// Slots whose queue was empty before this batch.
   private(set) var ready: [UInt32] = []
   private var taken: [UInt32] = []
-  private var touched: [UInt32] = []
+  /// Slots that have a part in the record that is being routed, each once.
+  private var touched: UnsafeMutablePointer<UInt32>
+  private var touchedCount = 0
   private var losing: [UInt32] = []
   private var stamp: UInt64 = 0
   /// pid → the oldest session whose process that is.
@@ -28,7 +32,7 @@ import CHostWatch
   /// When a record about an object was routed, in milliseconds, by the object's
   /// hash: who registers it afterwards was not told. Several objects may share a place:
   /// then one is looked at again without need.
-  private var passed: [UInt32]
+  private var passed: UnsafeMutablePointer<UInt32>?
   /// Milliseconds on CLOCK_MONOTONIC, as of this batch.
   var now: UInt32 = 0
   var delivered: UInt64 = 0
@@ -37,25 +41,45 @@ import CHostWatch
   var takenUpFrom: UInt32?
 
   static let passedMemoryMilliseconds: UInt32 = 1000
+  private static var passedCount: Int { 1 << 16 }
 
   init(seed: UInt64) {
     nodes = NodeTable(seed: seed)
     unsafe states = []
-    passed = []
+    unsafe passed = nil
+    unsafe touched = .allocate(capacity: 1)
+  }
+
+  deinit {
+    unsafe touched.deallocate()
+    if let passed = unsafe passed { unsafe passed.deallocate() }
   }
 
   // MARK: Sessions
 
   func add(_ state: UnsafeMutablePointer<SessionState>, scope: TreeScope?) -> UInt32 {
-    let free = unsafe states.firstIndex { unsafe $0 == nil }
+    let free = unsafe states.indices.first { index in
+      unsafe states[index] == nil && !leaving.contains(UInt32(index))
+    }
     let slot = unsafe UInt32(free ?? states.count)
-    if free == nil { unsafe states.append(state) } else { unsafe states[Int(slot)] = state }
+    if free == nil {
+      unsafe states.append(state)
+      // Nothing is being routed: there is room for every slot.
+      unsafe touched.deallocate()
+      unsafe touched = .allocate(capacity: states.capacity)
+    } else {
+      unsafe states[Int(slot)] = state
+    }
     if let scope {
       scope.sessions.append(slot)
       if !scopes.contains(where: { $0 === scope }) { scopes.append(scope) }
     } else {
       nodeSessions += 1
-      if passed.isEmpty { passed = [UInt32](repeating: 0, count: 1 << 16) }
+      if unsafe passed == nil {
+        let memory = UnsafeMutablePointer<UInt32>.allocate(capacity: Self.passedCount)
+        unsafe memory.initialize(repeating: 0, count: Self.passedCount)
+        unsafe passed = memory
+      }
     }
     unsafe origins[state.pointee.ownPID, default: []].append(state.pointee.id)
     (lastPID, lastOrigin) = (0, 0)
@@ -100,18 +124,25 @@ import CHostWatch
   /// Whether a record about the object passed within the last second, before
   /// it was registered.
   func hasPassed(_ handle: HandleView, now: UInt32) -> Bool {
-    guard !passed.isEmpty else { return false }
+    guard let passed = unsafe passed else { return false }
     if let takenUpFrom {
       if now &- takenUpFrom <= Self.passedMemoryMilliseconds { return true }
       self.takenUpFrom = nil
     }
-    let seen = passed[place(handle.hash(seed: nodes.seed))]
+    let seen = unsafe passed[place(handle.hash(seed: nodes.seed))]
     return seen != 0 && now &- seen <= Self.passedMemoryMilliseconds
   }
 
-  private func place(_ hash: UInt64) -> Int { Int(hash & UInt64(passed.count - 1)) }
+  /// A place in `passed`, always within it.
+  private func place(_ hash: UInt64) -> Int { Int(hash & UInt64(Self.passedCount - 1)) }
 
   // MARK: Routing
+
+  /// Begins to fetch what routing an event about the object will look at: first when
+  /// the event is far ahead, then when it is near.
+  func prefetch(_ object: HandleView, isNear: Bool) {
+    if isNear { nodes.prefetchObject(object) } else { nodes.prefetchIndex(object) }
+  }
 
   func route(_ event: RemoteEvent) {
     let origin = originSession(event.pid)
@@ -131,11 +162,12 @@ import CHostWatch
 
   private func routeNodes(_ event: RemoteEvent, _ origin: UInt64) {
     stamp += 1
-    touched.removeAll(keepingCapacity: true)
+    touchedCount = 0
     if let directory = event.directory, !event.isUnnamed { mark(directory, .directory) }
     if let object = event.object { mark(object, .object) }
     if let directory = event.newDirectory { mark(directory, .newDirectory) }
-    for slot in touched {
+    for index in 0..<touchedCount {
+      let slot = unsafe touched[index]
       guard let state = unsafe states[Int(slot)] else { continue }
       unsafe deliver(event, origin, to: state, slot)
     }
@@ -146,7 +178,7 @@ import CHostWatch
   private func mark(_ handle: HandleView, _ role: Role) {
     let hash = handle.hash(seed: nodes.seed)
     var index = nodes.firstRegistration(of: handle, hash: hash)
-    if role == .object { passed[place(hash)] = max(1, now) }
+    if role == .object, let passed = unsafe passed { unsafe passed[place(hash)] = max(1, now) }
     while index != 0 {
       let entry = nodes.registration(index)
       if !entry.isDead, let state = unsafe states[Int(entry.session)] {
@@ -154,7 +186,9 @@ import CHostWatch
           unsafe state.pointee.stamp = stamp
           unsafe (state.pointee.directory, state.pointee.object) = (0, 0)
           unsafe state.pointee.newDirectory = 0
-          touched.append(entry.session)
+          // The stamp lets each slot in once, and there is room for all.
+          unsafe touched[touchedCount] = entry.session
+          touchedCount += 1
         }
         switch role {
         case .directory: unsafe state.pointee.directory = index

@@ -166,7 +166,7 @@ extension Reconciler {
 
   private func place(of touch: ReconcilerWindow.Touch) -> (directory: FileHandle, name: [UInt8]) {
     let event = events[Int(touch.event)]
-    let segment = segments[Int(event.segment)]
+    let segment = views[Int(event.segment)]
     let handle = segment.handle(touch.isNew ? event.newDirectory : event.directory)
     let name =
       touch.isNew

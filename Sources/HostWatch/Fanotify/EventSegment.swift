@@ -61,6 +61,17 @@ import Glibc
     for index in first..<events.count { events[index].segment = segment }
   }
 
+  /// What is in the buffer, for as long as the segment lives.
+  var view: SegmentView { unsafe SegmentView(base) }
+}
+
+/// A segment's bytes without a reference to it, so that looking at an event
+/// counts none. Whoever keeps one keeps the segment.
+@safe struct SegmentView {
+  private let base: UnsafeRawPointer
+
+  @unsafe init(_ base: UnsafeRawPointer) { unsafe self.base = base }
+
   /// The handle at an offset that the parser gave; nil for 0.
   @inline(__always)
   func handle(_ offset: UInt32) -> HandleView? {

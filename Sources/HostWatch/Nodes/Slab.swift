@@ -1,3 +1,5 @@
+import CFanotify
+
 /// Records of one trivial type in chunks that never move: growing copies
 /// nothing, and a freed record is used again before a new chunk is made.
 ///
@@ -56,6 +58,13 @@
     }
   }
 
+  /// Begins to fetch a record, if there is one of that index.
+  @inline(__always)
+  func prefetch(_ index: UInt32) {
+    guard index != 0, Int(index) < next else { return }
+    unsafe hw_prefetch(pointer(index))
+  }
+
   /// Where a record lies; it stays there until it is removed.
   @inline(__always)
   @unsafe func pointer(_ index: UInt32) -> UnsafeMutablePointer<Record> {
@@ -68,42 +77,103 @@
 ///
 /// It keeps the hash beside the index, so that a probe touches a record only
 /// where the hash is equal. What equal records are is the caller's business.
+///
+/// It grows without stopping: the full table stays beside the new one, and each
+/// insertion moves some of its slots, so that it has gone long before the new one
+/// is full. What has been moved stays in the old one, too, where it does no harm.
 struct HashIndex {
   private var slots: [UInt64] = []
   private var mask = 0
   private(set) var count = 0
+  /// The table from before the growth, its slots up to `moved` being in `slots`.
+  private var old: [UInt64] = []
+  private var moved = 0
+
+  /// In `old`: was taken out. No record has such an index.
+  private static let removed = UInt64(UInt32.max)
+  private static let movedPerInsertion = 32
 
   /// The index whose hash is `hash` and for which `matches` says yes, or 0.
   @inline(__always)
   func find(_ hash: UInt32, where matches: (UInt32) -> Bool) -> UInt32 {
     guard count != 0 else { return 0 }
-    var position = Int(hash) & mask
-    while true {
-      let slot = slots[position]
-      if slot == 0 { return 0 }
-      if UInt32(truncatingIfNeeded: slot >> 32) == hash {
-        let index = UInt32(truncatingIfNeeded: slot)
-        if matches(index) { return index }
+    let found = Self.probe(slots, hash, matches)
+    if found != 0 || old.isEmpty { return found }
+    return Self.probe(old, hash, matches)
+  }
+
+  /// Begins to fetch where the search for a hash begins.
+  @inline(__always)
+  func prefetch(_ hash: UInt32) {
+    guard count != 0 else { return }
+    unsafe slots.withUnsafeBufferPointer {
+      // The mask keeps the position within the slots, of which there are some.
+      unsafe hw_prefetch($0.baseAddress.unsafelyUnwrapped + (Int(hash) & ($0.count - 1)))
+    }
+  }
+
+  /// The first index that stands for the hash, and may be another's; 0 for none.
+  @inline(__always)
+  func guess(_ hash: UInt32) -> UInt32 {
+    guard count != 0 else { return 0 }
+    let slot = slots[Int(hash) & mask]
+    return UInt32(truncatingIfNeeded: slot >> 32) == hash ? UInt32(truncatingIfNeeded: slot) : 0
+  }
+
+  @inline(__always)
+  private static func probe(_ table: [UInt64], _ hash: UInt32, _ matches: (UInt32) -> Bool)
+    -> UInt32
+  {
+    // A table is never empty here, nor full, and its size is a power of two: the mask
+    // keeps the position within it.
+    unsafe table.withUnsafeBufferPointer { slots in
+      let start = unsafe slots.baseAddress.unsafelyUnwrapped
+      let mask = slots.count - 1
+      var position = Int(hash) & mask
+      while true {
+        let slot = unsafe start[position]
+        if slot == 0 { return 0 }
+        if UInt32(truncatingIfNeeded: slot >> 32) == hash {
+          let index = UInt32(truncatingIfNeeded: slot)
+          if slot != removed && matches(index) { return index }
+        }
+        position = (position + 1) & mask
       }
-      position = (position + 1) & mask
     }
   }
 
   /// Adds an index that is not in the table.
   mutating func insert(_ hash: UInt32, _ index: UInt32) {
-    precondition(index != 0)
+    precondition(index != 0 && index != UInt32.max)
     if (count + 1) * 8 > slots.count * 7 { grow() }
     place(UInt64(hash) << 32 | UInt64(index))
     count += 1
+    if !old.isEmpty { move(Self.movedPerInsertion) }
   }
 
   /// Takes out the pair if it is there.
   mutating func remove(_ hash: UInt32, _ index: UInt32) {
     guard count != 0 else { return }
     let wanted = UInt64(hash) << 32 | UInt64(index)
-    var hole = Int(hash) & mask
+    if removeOld(wanted) || removeNew(wanted) { count -= 1 }
+  }
+
+  /// True when it was in the old table alone.
+  private mutating func removeOld(_ wanted: UInt64) -> Bool {
+    guard !old.isEmpty else { return false }
+    var position = Int(wanted >> 32) & (old.count - 1)
+    while old[position] != wanted {
+      if old[position] == 0 { return false }
+      position = (position + 1) & (old.count - 1)
+    }
+    old[position] = Self.removed
+    return position >= moved
+  }
+
+  private mutating func removeNew(_ wanted: UInt64) -> Bool {
+    var hole = Int(wanted >> 32) & mask
     while slots[hole] != wanted {
-      if slots[hole] == 0 { return }
+      if slots[hole] == 0 { return false }
       hole = (hole + 1) & mask
     }
     // Move back what could not be found across the hole.
@@ -119,18 +189,30 @@ struct HashIndex {
       }
     }
     slots[hole] = 0
-    count -= 1
+    return true
   }
 
-  mutating func removeAll() {
-    slots = []
-    mask = 0
-    count = 0
-  }
+  mutating func removeAll() { self = HashIndex() }
 
   /// Every index in the table, in no order.
   func visit(_ body: (UInt32) -> Void) {
-    for slot in slots where slot != 0 { body(UInt32(truncatingIfNeeded: slot)) }
+    var position = 0
+    while visit(from: &position, atMost: Int.max, body) {}
+  }
+
+  /// The indices in the next slots from `position` on; false when there are no more.
+  /// The table must not change in between.
+  func visit(from position: inout Int, atMost limit: Int, _ body: (UInt32) -> Void) -> Bool {
+    let all = slots.count + old.count
+    let end = min(limit, all - position) + position
+    while position < end {
+      let isOld = position >= slots.count
+      let slot = isOld ? old[position - slots.count] : slots[position]
+      let isGone = isOld && (slot == Self.removed || position - slots.count < moved)
+      if slot != 0 && !isGone { body(UInt32(truncatingIfNeeded: slot)) }
+      position += 1
+    }
+    return position < all
   }
 
   private mutating func place(_ slot: UInt64) {
@@ -140,9 +222,20 @@ struct HashIndex {
   }
 
   private mutating func grow() {
-    let old = slots
+    move(Int.max)
+    old = slots
+    moved = 0
     slots = [UInt64](repeating: 0, count: max(64, old.count * 2))
     mask = slots.count - 1
-    for slot in old where slot != 0 { place(slot) }
+  }
+
+  private mutating func move(_ limit: Int) {
+    let end = moved + min(limit, old.count - moved)
+    while moved < end {
+      let slot = old[moved]
+      moved += 1
+      if slot != 0 && slot != Self.removed { place(slot) }
+    }
+    if moved == old.count { (old, moved) = ([], 0) }
   }
 }

@@ -320,9 +320,9 @@ import Glibc
     pendingSyncs = []
     guard let filesystem, !hasLeft else { return }
     hasLeft = true
-    identities.visit { filesystem.router.nodes.remove($0) }
-    identities.removeAll()
     filesystem.remove(slot: slot)
+    filesystem.removeRegistrations(identities, slot: slot)
+    identities.removeAll()
   }
 
   // MARK: SYNC

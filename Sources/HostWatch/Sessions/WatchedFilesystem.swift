@@ -21,6 +21,7 @@ final class WatchedFilesystem {
   private var source: (any LoopSource)?
   private var timer: (any LoopTimer)?
   private var deathTimer: (any LoopTimer)?
+  private var removal: RegistrationRemoval?
   /// The st_dev of its objects; nil for btrfs, which has one per subvolume.
   private let knownDevice: UInt64?
 
@@ -84,6 +85,7 @@ final class WatchedFilesystem {
     reconciler = Reconciler(
       seed: seed, namespace: lookup, emit: { router.route($0) },
       anticipate: { router.anticipate(removalOf: $0, from: $1) },
+      prefetch: { router.prefetch($0, isNear: $1) },
       overflow: { [unowned self] in hasOverflowed = true },
       report: { [unowned self] in lookupFailed($0) })
   }
@@ -95,6 +97,7 @@ final class WatchedFilesystem {
     }
     timer = try loop.timer(priority: .normal) { [unowned self] in waitEnded() }
     deathTimer = try loop.timer(priority: .normal) { [unowned self] in drain() }
+    removal = try RegistrationRemoval(router, in: loop)
   }
 
   /// Stops reading; the group is closed with the object.
@@ -102,7 +105,8 @@ final class WatchedFilesystem {
     source?.cancel()
     timer?.cancel()
     deathTimer?.cancel()
-    (source, timer, deathTimer) = (nil, nil, nil)
+    removal?.cancel()
+    (source, timer, deathTimer, removal) = (nil, nil, nil, nil)
   }
 
   var mask: EventMask { group.mask }
@@ -145,6 +149,11 @@ final class WatchedFilesystem {
     }
   }
 
+  /// Takes what a session that has ended had registered out of the table.
+  func removeRegistrations(_ identities: IdentityIndex, slot: UInt32) {
+    removal?.add(identities, slot: slot)
+  }
+
   /// The union of what sessions ask for, and what telling the truth takes.
   func adjustMask() throws(SystemError) {
     delay = UInt64(sessions.values.map(\.maxDelayMicroseconds).min() ?? 0)
@@ -182,7 +191,7 @@ final class WatchedFilesystem {
     if readableSince == 0 { readableSince = now }
     if now - lastDrain < delay {
       isWaiting = true
-      source?.setReadiness([])
+      source?.pause()
       timer?.arm(afterMicroseconds: delay - (now - lastDrain))
       return
     }

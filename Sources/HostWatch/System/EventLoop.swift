@@ -21,9 +21,17 @@ public protocol LoopSource: AnyObject {
   /// Changes what the source waits for; an empty set keeps it and waits for
   /// hang-ups alone.
   func setReadiness(_ readiness: Readiness)
+  /// Waits for nothing at all, not even hang-ups, until `setReadiness`.
+  /// To epoll(7) a descriptor that is watched for nothing is a wake-up whenever its
+  /// wait queue is woken, and a fanotify group's is with each event.
+  func pause()
   /// Takes the source out of the loop; its handler is not called again. The
   /// descriptor may be closed afterwards, not before.
   func cancel()
+}
+
+extension LoopSource {
+  public func pause() { setReadiness([]) }
 }
 
 /// A timer in an `EventLoop`, on CLOCK_MONOTONIC.

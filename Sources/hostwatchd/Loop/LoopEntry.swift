@@ -60,6 +60,7 @@ class LoopEntry {
 /// A descriptor that is watched.
 final class DescriptorEntry: LoopEntry, LoopSource {
   private var handler: ((Readiness) -> Void)?
+  private var isPaused = false
 
   init(handler: @escaping (Readiness) -> Void) { self.handler = handler }
 
@@ -67,6 +68,14 @@ final class DescriptorEntry: LoopEntry, LoopSource {
     guard let source = unsafe source else { return }
     let result = unsafe sd_event_source_set_io_events(source, readiness.rawValue)
     precondition(result >= 0, "sd_event_source_set_io_events: \(SystemError.text(-result))")
+    if isPaused { setEnabled(Int32(SD_EVENT_ON)) }
+    isPaused = false
+  }
+
+  func pause() {
+    isPaused = true
+    // sd-event takes a source that is off out of the epoll set.
+    setEnabled(Int32(SD_EVENT_OFF))
   }
 
   override func cancel() {

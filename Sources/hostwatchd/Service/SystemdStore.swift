@@ -12,7 +12,10 @@ final class SystemdStore: DescriptorStore {
   static let prefix = "hostwatchd-"
   static let handOver = "handover"
   static let listener = "listener"
+  /// How long a hand-over waits for a manager that does not read.
   private static let milliseconds: UInt32 = 5000
+  /// The same while clients wait for this process.
+  private static let shortMilliseconds: UInt32 = 500
 
   private let socket: String
   /// What earlier processes had stored, by its whole name; -1 once it was taken.
@@ -23,9 +26,14 @@ final class SystemdStore: DescriptorStore {
   private let complain: (MessageID, String) -> Void
   private var hasComplained = false
 
-  /// nil when there is no store, as for a daemon started by hand.
+  /// nil when there is no store: for a daemon started by hand, and under a manager
+  /// that has a NOTIFY_SOCKET but is not systemd, which tells its own processes
+  /// by SYSTEMD_EXEC_PID (systemd 248).
   init?(inherited: [String: [Int32]], complain: @escaping (MessageID, String) -> Void) {
     guard let socket = unsafe getenv("NOTIFY_SOCKET") else { return nil }
+    guard let own = unsafe getenv("SYSTEMD_EXEC_PID"),
+      Int32(unsafe String(cString: own)) == getpid()
+    else { return nil }
     unsafe self.socket = String(cString: socket)
     self.inherited = inherited
     self.complain = complain
@@ -58,7 +66,9 @@ final class SystemdStore: DescriptorStore {
       return false
     }
     // FDPOLL=0: systemd would drop a descriptor that signals an error or a hang-up.
-    let result = send("FDSTORE=1\nFDNAME=\(whole)\nFDPOLL=0", [descriptor])
+    let result = send(
+      "FDSTORE=1\nFDNAME=\(whole)\nFDPOLL=0", [descriptor],
+      milliseconds: reserve == 0 ? Self.milliseconds : Self.shortMilliseconds)
     guard result == 0 else {
       complainOnce("a descriptor could not be stored: \(SystemError("sendmsg", -result))")
       return false
@@ -74,7 +84,8 @@ final class SystemdStore: DescriptorStore {
 
   private func removeWhole(_ name: String) {
     kept.remove(name)
-    let result = send("FDSTOREREMOVE=1\nFDNAME=\(name)", [])
+    let result = send(
+      "FDSTOREREMOVE=1\nFDNAME=\(name)", [], milliseconds: Self.shortMilliseconds)
     if result != 0 {
       complainOnce("a stored descriptor could not be removed: \(SystemError("sendmsg", -result))")
     }
@@ -105,14 +116,14 @@ final class SystemdStore: DescriptorStore {
   /// in time.
   func settle() -> Bool { sd_notify_barrier(0, UInt64(Self.milliseconds) * 1000) >= 0 }
 
-  private func send(_ text: String, _ descriptors: [Int32]) -> Int32 {
+  private func send(_ text: String, _ descriptors: [Int32], milliseconds: UInt32) -> Int32 {
     let bytes = Array(text.utf8)
     // The kernel reads as many of each as the arrays have.
     return unsafe bytes.withUnsafeBytes { text in
       unsafe descriptors.withUnsafeBufferPointer {
         unsafe hw_notify_with_descriptors(
           socket, text.baseAddress, text.count, $0.baseAddress, UInt32($0.count),
-          Self.milliseconds)
+          milliseconds)
       }
     }
   }

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Records applied to a kernel by the notifications that a stock libfuse has.
+ *
+ * For servers on libfuse 3's low-level API whose nodeids are the ones they have
+ * registered with hostwatchd. Include <fuse_lowlevel.h> before this header, and
+ * link libfuse3; nothing else of the server changes. docs/integrate.md has the
+ * whole of it, and examples/mirror.c a server with and without.
+ *
+ *	struct hostwatch_fuse f;
+ *	hostwatch_fuse_init(&f, session);
+ *	while (hostwatch_next(h, &event, -1) == 1)
+ *		hostwatch_fuse_apply(&f, &event);
+ *
+ * What is done for a record. D is the directory, N the name, O the object; a
+ * side that the record does not know (nodeid 0) is left out, and what the
+ * kernel does not have is no error. "names" are those of a directory that
+ * .names reports; without it, the epoch is raised instead.
+ *
+ *	CREATE		entry N of D, contents of D; O known: its attributes
+ *	DELETE		O is known and gone: delete N of D. Else entry N of D.
+ *			Contents of D, attributes of O
+ *	RENAME		entry and contents of both sides; attributes of O
+ *	MODIFY, CLOSE_WRITE	contents of O; O unknown: entry N of D
+ *	ATTRIB, ACCESS	attributes of O; O unknown: entry N of D
+ *	DELETE_SELF	contents of O
+ *	RECHECK		contents of O; with ISDIR its names are expired, too
+ *	LOST, DISCONNECTED, DETACHED	everything is expired, and timeouts
+ *			are 0 until RESYNCED or hostwatch_fuse_registered()
+ *
+ * "Entry" is fuse_lowlevel_notify_inval_entry(), "contents" and "attributes"
+ * are fuse_lowlevel_notify_inval_inode(), "delete" is
+ * fuse_lowlevel_notify_delete(). An object is gone if it is a directory, or if
+ * .links says 0: to delete one of several hard links would tell watchers of
+ * the others that the object is gone. MOVED_IN, MOVED_OUT, CORRECTED and
+ * REPLACED change nothing of this: a victim has a record of its own.
+ *
+ * Threads. A notification may wait for a lock that a request of the same
+ * directory holds. So hostwatch_fuse_apply() is never called from a request's
+ * handler, nor under a lock that a handler takes, nor by the only thread that
+ * serves requests: it belongs into a thread of its own, the one that is in
+ * hostwatch_next(). Everything else may be called from anywhere.
+ */
+#ifndef HOSTWATCH_FUSE_H
+#define HOSTWATCH_FUSE_H
+
+#ifndef FUSE_LOWLEVEL_H_
+#error "include <fuse_lowlevel.h> before <hostwatch_fuse.h>"
+#endif
+
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/uio.h>
+
+#include "hostwatch.h"
+
+typedef void (*hostwatch_fuse_visit)(void *argument, uint64_t directory,
+				     const char *name, size_t name_size);
+
+struct hostwatch_fuse {
+	struct fuse_session *session;
+
+	/* The server's own, each of which may be NULL. */
+
+	/* How many links the object has on the host, or a negative errno. */
+	int64_t (*links)(void *context, uint64_t nodeid);
+	/* Visits the names below `directory`, or of all directories if that is
+	 * 0, under which the kernel may have an entry. No lock that a handler
+	 * takes may be held during a visit. */
+	void (*names)(void *context, uint64_t directory,
+		      hostwatch_fuse_visit visit, void *argument);
+	void *context;
+
+	/* What was done; read them with __atomic_load_n(). */
+	uint64_t entries;	/* invalidated */
+	uint64_t inodes;	/* invalidated */
+	uint64_t deleted;	/* entries */
+	uint64_t expired;	/* entries */
+	uint64_t epochs;	/* raised */
+	uint64_t failed;
+
+	uint64_t moment_;	/* of the last doubt, even; odd: not in step */
+};
+
+/* Ready to be used, in step, with neither links nor names. */
+static inline void hostwatch_fuse_init(struct hostwatch_fuse *f,
+				       struct fuse_session *session)
+{
+	memset(f, 0, sizeof(*f));
+	f->session = session;
+}
+
+/*
+ * At the beginning of a handler, before it looks at the host; given to
+ * hostwatch_fuse_timeout() when it answers.
+ */
+static inline uint64_t hostwatch_fuse_moment(const struct hostwatch_fuse *f)
+{
+	return __atomic_load_n(&f->moment_, __ATOMIC_ACQUIRE);
+}
+
+/*
+ * How long the kernel may keep what a handler answers: `seconds`, or 0 if the
+ * session was or has fallen out of step since `moment`.
+ */
+static inline double hostwatch_fuse_timeout(const struct hostwatch_fuse *f,
+					    uint64_t moment, double seconds)
+{
+	return moment % 2 || moment != hostwatch_fuse_moment(f) ? 0.0 : seconds;
+}
+
+/* After HOSTWATCH_CONNECTED, when everything the kernel holds is registered
+ * again: timeouts hold again. */
+static inline void hostwatch_fuse_registered(struct hostwatch_fuse *f)
+{
+	uint64_t moment = hostwatch_fuse_moment(f);
+
+	if (moment % 2)
+		__atomic_store_n(&f->moment_, moment + 1, __ATOMIC_RELEASE);
+}
+
+/* Nothing cached is an answer, too; the first other error is kept. */
+static inline void hostwatch_fuse_count_(struct hostwatch_fuse *f,
+					 uint64_t *count, int error, int *first)
+{
+	if (error && error != -ENOENT) {
+		__atomic_add_fetch(&f->failed, 1, __ATOMIC_RELAXED);
+		if (!*first)
+			*first = error;
+	} else if (!error) {
+		__atomic_add_fetch(count, 1, __ATOMIC_RELAXED);
+	}
+}
+
+static inline int hostwatch_fuse_write_(struct hostwatch_fuse *f, int32_t code,
+					const void *body, size_t size,
+					const char *name, size_t name_size)
+{
+	struct {
+		uint32_t len;
+		int32_t error;
+		uint64_t unique;
+	} header = { 0, code, 0 };
+	struct iovec parts[4];
+	ssize_t wrote;
+
+	header.len = (uint32_t)(sizeof(header) + size);
+	parts[0].iov_base = &header;
+	parts[0].iov_len = sizeof(header);
+	parts[1].iov_base = (void *)(uintptr_t)body;
+	parts[1].iov_len = size;
+	parts[2].iov_base = (void *)(uintptr_t)name;
+	parts[2].iov_len = name_size;
+	parts[3].iov_base = (void *)(uintptr_t)"";
+	parts[3].iov_len = 1;
+	if (name)
+		header.len += (uint32_t)name_size + 1;
+	wrote = writev(fuse_session_fd(f->session), parts,
+		       name ? 4 : size ? 2 : 1);
+	return wrote < 0 ? -errno : 0;
+}
+
+/* What the kernel has under the name. */
+static inline void hostwatch_fuse_entry_(struct hostwatch_fuse *f,
+					 const struct hw_node *dir,
+					 const char *name, size_t name_size,
+					 int *first)
+{
+	if (dir->nodeid && name_size)
+		hostwatch_fuse_count_(f, &f->entries,
+				      fuse_lowlevel_notify_inval_entry(
+					      f->session, dir->nodeid, name,
+					      name_size),
+				      first);
+}
+
+/* An inode's attributes, and with them (`contents`) its pages; a directory's
+ * pages are its listing. */
+static inline void hostwatch_fuse_inode_(struct hostwatch_fuse *f,
+					 const struct hw_node *node,
+					 int contents, int *first)
+{
+	if (node->nodeid)
+		hostwatch_fuse_count_(f, &f->inodes,
+				      fuse_lowlevel_notify_inval_inode(
+					      f->session, node->nodeid,
+					      contents ? 0 : -1, 0),
+				      first);
+}
+
+/*
+ * The kernel asks again before it uses the entry, and keeps what it has if the
+ * answer is the same: mounts and working directories below stay. Kernels before
+ * 6.2 invalidate instead. Returns 0, -ENOENT, or a negative errno.
+ */
+static inline int hostwatch_fuse_expire(struct hostwatch_fuse *f,
+					uint64_t directory, const char *name,
+					size_t name_size)
+{
+	/* struct fuse_notify_inval_entry_out with FUSE_EXPIRE_ONLY; libfuse's
+	 * function for it has changed its arguments over time. */
+	struct {
+		uint64_t parent;
+		uint32_t namelen;
+		uint32_t flags;
+	} body = { directory, (uint32_t)name_size, 1 };
+
+	return hostwatch_fuse_write_(f, 3 /* FUSE_NOTIFY_INVAL_ENTRY */, &body,
+				     sizeof(body), name, name_size);
+}
+
+/*
+ * Every entry of the kernel's is asked for again before it is used. 0, or
+ * -EINVAL before Linux 6.16, which has no epochs.
+ */
+static inline int hostwatch_fuse_epoch(struct hostwatch_fuse *f)
+{
+	return hostwatch_fuse_write_(f, 8 /* FUSE_NOTIFY_INC_EPOCH */, NULL, 0,
+				     NULL, 0);
+}
+
+struct hostwatch_fuse_walk_ {
+	struct hostwatch_fuse *f;
+	uint64_t directory; /* whose contents were invalidated last */
+	int all, *first;
+};
+
+static inline void hostwatch_fuse_visit_(void *argument, uint64_t directory,
+					 const char *name, size_t name_size)
+{
+	struct hostwatch_fuse_walk_ *walk =
+		(struct hostwatch_fuse_walk_ *)argument;
+	struct hw_node dir = { directory, 0 };
+
+	if (walk->all && walk->directory != directory)
+		hostwatch_fuse_inode_(walk->f, &dir, 1, walk->first);
+	walk->directory = directory;
+	hostwatch_fuse_count_(walk->f, &walk->f->expired,
+			      hostwatch_fuse_expire(walk->f, directory, name,
+						    name_size),
+			      walk->first);
+}
+
+/* The names of a directory, or with 0 everything, by epoch or by walking. */
+static inline void hostwatch_fuse_doubt_(struct hostwatch_fuse *f,
+					 uint64_t directory, int *first)
+{
+	struct hostwatch_fuse_walk_ walk = { f, 0, !directory, first };
+	int error = -ENOSYS;
+
+	if (!directory || !f->names)
+		error = hostwatch_fuse_epoch(f);
+	if (!error)
+		__atomic_add_fetch(&f->epochs, 1, __ATOMIC_RELAXED);
+	if (f->names && (error || !directory))
+		f->names(f->context, directory, hostwatch_fuse_visit_, &walk);
+	else if (error)
+		hostwatch_fuse_count_(f, &f->epochs, error, first);
+}
+
+/* Timeouts become 0, also of what is being answered now; then everything that
+ * the kernel has is expired. Called for LOST and DISCONNECTED by apply. */
+static inline int hostwatch_fuse_out_of_step(struct hostwatch_fuse *f)
+{
+	uint64_t moment = hostwatch_fuse_moment(f);
+	int first = 0;
+
+	__atomic_store_n(&f->moment_, moment + (moment % 2 ? 2 : 1),
+			 __ATOMIC_RELEASE);
+	hostwatch_fuse_doubt_(f, 0, &first);
+	return first;
+}
+
+static inline void hostwatch_fuse_delete_(struct hostwatch_fuse *f,
+					  const struct hostwatch_event *e,
+					  int *first)
+{
+	int gone = e->node.nodeid &&
+		   (e->mask & HW_ISDIR ||
+		    (f->links && f->links(f->context, e->node.nodeid) == 0));
+	int error = -ENOENT;
+
+	if (gone && e->dir.nodeid && e->name_size)
+		error = fuse_lowlevel_notify_delete(f->session, e->dir.nodeid,
+						    e->node.nodeid, e->name,
+						    e->name_size);
+	if (!error)
+		__atomic_add_fetch(&f->deleted, 1, __ATOMIC_RELAXED);
+	else /* another object there, a mount, or entries below: drop it */
+		hostwatch_fuse_entry_(f, &e->dir, e->name, e->name_size, first);
+	hostwatch_fuse_inode_(f, &e->dir, 1, first);
+	hostwatch_fuse_inode_(f, &e->node, 0, first);
+}
+
+static inline void hostwatch_fuse_record_(struct hostwatch_fuse *f,
+					  const struct hostwatch_event *e,
+					  int *first)
+{
+	if (e->flags & HW_RECHECK) {
+		hostwatch_fuse_inode_(f, &e->node, 1, first);
+		if (e->mask & HW_ISDIR && e->node.nodeid)
+			hostwatch_fuse_doubt_(f, e->node.nodeid, first);
+	} else if (e->mask & HW_DELETE) {
+		hostwatch_fuse_delete_(f, e, first);
+	} else if (e->mask & (HW_CREATE | HW_RENAME)) {
+		hostwatch_fuse_entry_(f, &e->dir, e->name, e->name_size, first);
+		hostwatch_fuse_inode_(f, &e->dir, 1, first);
+		hostwatch_fuse_entry_(f, &e->new_dir, e->new_name,
+				      e->new_name_size, first);
+		hostwatch_fuse_inode_(f, &e->new_dir, 1, first);
+		hostwatch_fuse_inode_(f, &e->node, 0, first);
+	} else if (e->mask & (HW_MODIFY | HW_CLOSE_WRITE | HW_DELETE_SELF |
+			      HW_ATTRIB | HW_ACCESS)) {
+		if (!e->node.nodeid)
+			hostwatch_fuse_entry_(f, &e->dir, e->name,
+					      e->name_size, first);
+		hostwatch_fuse_inode_(f, &e->node,
+				      !!(e->mask & (HW_MODIFY | HW_CLOSE_WRITE |
+						    HW_DELETE_SELF)),
+				      first);
+	}
+}
+
+/*
+ * Does what the table above says. Returns 0, or the first errno (negative) that
+ * was not about something the kernel does not have; the rest is done all the
+ * same. -ENODEV: the filesystem is unmounted.
+ */
+static inline int hostwatch_fuse_apply(struct hostwatch_fuse *f,
+				       const struct hostwatch_event *event)
+{
+	int first = 0;
+
+	switch (event->kind) {
+	case HOSTWATCH_EVENT:
+		hostwatch_fuse_record_(f, event, &first);
+		break;
+	case HOSTWATCH_LOST:
+	case HOSTWATCH_DETACHED:
+	case HOSTWATCH_DISCONNECTED:
+		return hostwatch_fuse_out_of_step(f);
+	case HOSTWATCH_RESYNCED:
+		hostwatch_fuse_registered(f);
+		break;
+	}
+	return first;
+}
+
+#endif

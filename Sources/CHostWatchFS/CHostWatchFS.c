@@ -1,0 +1,523 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define FUSE_USE_VERSION 314
+#include "CHostWatchFS.h"
+
+#include <fuse_lowlevel.h>
+#include <linux/capability.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/xattr.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define RESULT(call)                                                           \
+	do {                                                                   \
+		long result = (long)(call);                                    \
+		return result < 0 ? -errno : result;                           \
+	} while (0)
+
+/* "/proc/self/fd/" and a number; the link leads to the object itself. */
+struct link {
+	char path[40];
+};
+
+static struct link link_to(int fd)
+{
+	struct link link;
+
+	snprintf(link.path, sizeof(link.path), "/proc/self/fd/%d", fd);
+	return link;
+}
+
+int hwfs_open(int dir, const char *name, int flags, mode_t mode)
+{
+	RESULT(openat(dir, name, flags | O_CLOEXEC, mode));
+}
+
+int hwfs_reopen(int fd, int flags)
+{
+	RESULT(open(link_to(fd).path, flags | O_CLOEXEC));
+}
+
+int hwfs_handle_of(int fd, struct hwfs_handle *handle)
+{
+	int mount;
+
+	memset(handle, 0, sizeof(*handle));
+	handle->bytes = hwfs_handle_max;
+	RESULT(name_to_handle_at(fd, "", (struct file_handle *)handle, &mount,
+				 AT_EMPTY_PATH));
+}
+
+int hwfs_open_handle(int mount, const struct hwfs_handle *handle, int flags)
+{
+	struct hwfs_handle copy = *handle;
+	int fd = -1;
+
+	/* ext4 answers ENOMEM while an inode is being freed, then ESTALE. */
+	for (int i = 0; i < 1000; i++) {
+		fd = open_by_handle_at(mount, (struct file_handle *)&copy,
+				       flags | O_CLOEXEC);
+		if (fd >= 0 || errno != ENOMEM)
+			break;
+		sched_yield();
+	}
+	RESULT(fd);
+}
+
+int hwfs_stat(int fd, struct stat *st)
+{
+	RESULT(fstatat(fd, "", st, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW));
+}
+
+int hwfs_dup(int fd) { RESULT(fcntl(fd, F_DUPFD_CLOEXEC, 3)); }
+
+long hwfs_raise_descriptor_limit(long wanted)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return -errno;
+	if (limit.rlim_cur >= (rlim_t)wanted)
+		return (long)limit.rlim_cur;
+	struct rlimit raised = { (rlim_t)wanted, (rlim_t)wanted };
+	if (raised.rlim_max < limit.rlim_max)
+		raised.rlim_max = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &raised) == 0)
+		return wanted;
+	limit.rlim_cur = limit.rlim_max;
+	return setrlimit(RLIMIT_NOFILE, &limit) < 0 ? -errno :
+						      (long)limit.rlim_cur;
+}
+
+int hwfs_mknod(int dir, const char *name, mode_t mode, dev_t device)
+{
+	RESULT(mknodat(dir, name, mode, device));
+}
+
+int hwfs_mkdir(int dir, const char *name, mode_t mode)
+{
+	RESULT(mkdirat(dir, name, mode));
+}
+
+int hwfs_symlink(const char *target, int dir, const char *name)
+{
+	RESULT(symlinkat(target, dir, name));
+}
+
+int hwfs_link(int fd, int dir, const char *name)
+{
+	/* AT_EMPTY_PATH wants CAP_DAC_READ_SEARCH, the link in /proc nothing. */
+	RESULT(linkat(AT_FDCWD, link_to(fd).path, dir, name,
+		      AT_SYMLINK_FOLLOW));
+}
+
+int hwfs_unlink(int dir, const char *name, int flags)
+{
+	RESULT(unlinkat(dir, name, flags));
+}
+
+int hwfs_rename(int dir, const char *name, int new_dir, const char *new_name,
+		unsigned flags)
+{
+	RESULT(renameat2(dir, name, new_dir, new_name, flags));
+}
+
+long hwfs_readlink(int fd, char *buffer, size_t size)
+{
+	RESULT(readlinkat(fd, "", buffer, size));
+}
+
+int hwfs_chmod(int fd, mode_t mode)
+{
+	RESULT(chmod(link_to(fd).path, mode));
+}
+
+int hwfs_chown(int fd, uid_t uid, gid_t gid)
+{
+	RESULT(fchownat(fd, "", uid, gid, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW));
+}
+
+int hwfs_truncate(int fd, off_t size)
+{
+	RESULT(truncate(link_to(fd).path, size));
+}
+
+int hwfs_ftruncate(int fd, off_t size) { RESULT(ftruncate(fd, size)); }
+
+int hwfs_utimens(int fd, const struct timespec times[2])
+{
+	RESULT(utimensat(fd, "", times, AT_EMPTY_PATH));
+}
+
+long hwfs_getxattr(int fd, const char *name, void *value, size_t size)
+{
+	RESULT(getxattr(link_to(fd).path, name, value, size));
+}
+
+long hwfs_listxattr(int fd, char *list, size_t size)
+{
+	RESULT(listxattr(link_to(fd).path, list, size));
+}
+
+int hwfs_setxattr(int fd, const char *name, const void *value, size_t size,
+		  int flags)
+{
+	RESULT(setxattr(link_to(fd).path, name, value, size, flags));
+}
+
+int hwfs_removexattr(int fd, const char *name)
+{
+	RESULT(removexattr(link_to(fd).path, name));
+}
+
+long hwfs_pwrite(int fd, const void *data, size_t size, off_t offset)
+{
+	RESULT(pwrite(fd, data, size, offset));
+}
+
+long hwfs_append(int fd, const void *data, size_t size, off_t *position)
+{
+	struct iovec part = { .iov_base = (void *)data, .iov_len = size };
+	ssize_t written = pwritev2(fd, &part, 1, -1, RWF_APPEND);
+
+	if (written < 0)
+		return -errno;
+	*position = lseek(fd, 0, SEEK_CUR) - written;
+	return written;
+}
+
+int hwfs_fsync(int fd, bool data_only)
+{
+	RESULT(data_only ? fdatasync(fd) : fsync(fd));
+}
+
+int hwfs_fallocate(int fd, int mode, off_t offset, off_t length)
+{
+	RESULT(fallocate(fd, mode, offset, length));
+}
+
+long hwfs_copy_range(int in, off_t in_offset, int out, off_t out_offset,
+		     size_t size, unsigned flags)
+{
+	RESULT(copy_file_range(in, &in_offset, out, &out_offset, size, flags));
+}
+
+off_t hwfs_lseek(int fd, off_t offset, int whence)
+{
+	RESULT(lseek(fd, offset, whence));
+}
+
+int hwfs_getlk(int fd, struct flock *lock)
+{
+	lock->l_pid = 0;
+	RESULT(fcntl(fd, F_OFD_GETLK, lock));
+}
+
+int hwfs_setlk(int fd, struct flock *lock)
+{
+	lock->l_pid = 0;
+	RESULT(fcntl(fd, F_OFD_SETLK, lock));
+}
+
+int hwfs_flock(int fd, int operation) { RESULT(flock(fd, operation)); }
+
+int hwfs_statvfs(int fd, struct statvfs *st) { RESULT(fstatvfs(fd, st)); }
+
+int hwfs_flush(int fd)
+{
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+
+	if (copy < 0)
+		return -errno;
+	RESULT(close(copy));
+}
+
+int hwfs_readdir(DIR *stream, struct hwfs_entry *entry)
+{
+	struct dirent *found;
+
+	errno = 0;
+	found = readdir(stream);
+	if (!found)
+		return -errno;
+	entry->inode = found->d_ino;
+	entry->next = found->d_off;
+	entry->type = found->d_type;
+	entry->name = found->d_name;
+	return 1;
+}
+
+/* glibc's calls would change every thread. */
+static int set_ids(uid_t uid, gid_t gid, const gid_t *groups, size_t count)
+{
+	if (syscall(SYS_setgroups, count, groups) < 0 ||
+	    syscall(SYS_setresgid, -1, gid, -1) < 0 ||
+	    syscall(SYS_setresuid, -1, uid, -1) < 0)
+		return -errno;
+	return 0;
+}
+
+int hwfs_become(uid_t uid, gid_t gid, const gid_t *groups, size_t count,
+		mode_t mask)
+{
+	static __thread bool own_context;
+	int error;
+
+	if (!own_context && unshare(CLONE_FS) < 0)
+		return -errno;
+	own_context = true;
+	error = set_ids(uid, gid, groups, count);
+	if (error)
+		hwfs_restore();
+	else
+		umask(mask);
+	return error;
+}
+
+int hwfs_restore(void)
+{
+	umask(0);
+	/* The effective uid first: only it may change the rest. */
+	if (syscall(SYS_setresuid, -1, 0, -1) < 0)
+		return -errno;
+	return set_ids(0, 0, NULL, 0);
+}
+
+int hwfs_notify_epoch(int fuse_fd)
+{
+	/* struct fuse_out_header with unique 0; the code stands for an error. */
+	struct {
+		uint32_t size;
+		int32_t code;
+		uint64_t unique;
+	} message = { sizeof(message), 8 /* FUSE_NOTIFY_INC_EPOCH */, 0 };
+
+	return write(fuse_fd, &message, sizeof(message)) < 0 ? -errno : 0;
+}
+
+int hwfs_session_loop(struct fuse_session *session, unsigned max_threads,
+		      unsigned idle_threads)
+{
+	struct fuse_loop_config *config = fuse_loop_cfg_create();
+	int result;
+
+	if (!config)
+		return -ENOMEM;
+	fuse_loop_cfg_set_max_threads(config, max_threads);
+	fuse_loop_cfg_set_idle_threads(config, idle_threads);
+	result = fuse_session_loop_mt(session, config);
+	fuse_loop_cfg_destroy(config);
+	return result;
+}
+
+static int starter = -1; /* the pipe to the process that waits */
+
+int hwfs_daemonize(void)
+{
+	int ends[2];
+	pid_t child;
+
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		return -errno;
+	child = fork();
+	if (child < 0)
+		return -errno;
+	if (child > 0) {
+		unsigned char status = 70; /* EX_SOFTWARE: it died */
+		ssize_t size;
+
+		close(ends[1]);
+		do
+			size = read(ends[0], &status, 1);
+		while (size < 0 && errno == EINTR);
+		_exit(status);
+	}
+	close(ends[0]);
+	starter = ends[1];
+	if (setsid() < 0 || chdir("/") < 0)
+		return -errno;
+	return 0;
+}
+
+void hwfs_started(int status)
+{
+	unsigned char byte = (unsigned char)status;
+	ssize_t size;
+
+	if (starter < 0)
+		return;
+	do
+		size = write(starter, &byte, 1);
+	while (size < 0 && errno == EINTR);
+	close(starter);
+	starter = -1;
+	if (status == 0) {
+		int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+		if (null >= 0) {
+			dup2(null, 0);
+			dup2(null, 1);
+			dup2(null, 2);
+			if (null > 2)
+				close(null);
+		}
+	}
+}
+
+void hwfs_name_thread(const char *name)
+{
+	pthread_setname_np(pthread_self(), name);
+}
+
+int hwfs_event_new(void) { RESULT(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }
+
+void hwfs_event_raise(int event) { eventfd_write(event, 1); }
+
+void hwfs_event_wait(int event, int timeout_ms)
+{
+	struct pollfd poll_event = { .fd = event, .events = POLLIN };
+	eventfd_t count;
+
+	poll(&poll_event, 1, timeout_ms);
+	eventfd_read(event, &count);
+}
+
+void hwfs_wait(int first, int second, int timeout_ms)
+{
+	struct pollfd fds[2] = { { .fd = first, .events = POLLIN },
+				 { .fd = second, .events = POLLIN } };
+
+	poll(fds, 2, timeout_ms);
+}
+
+/* Removes the sockets of servers that were killed: nobody listens, and no
+ * process has the number that is the name. */
+static void sweep(const char *directory)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	DIR *entries = opendir(directory);
+	struct dirent *entry;
+
+	while (entries && (entry = readdir(entries))) {
+		char *end;
+		long pid = strtol(entry->d_name, &end, 10);
+		int probe, size = snprintf(address.sun_path,
+					   sizeof(address.sun_path), "%s/%s",
+					   directory, entry->d_name);
+
+		if (pid <= 0 || strcmp(end, ".sock") != 0 || size < 0 ||
+		    (size_t)size >= sizeof(address.sun_path) ||
+		    kill((pid_t)pid, 0) == 0 || errno != ESRCH)
+			continue;
+		probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+		if (probe < 0)
+			break;
+		if (connect(probe, (struct sockaddr *)&address,
+			    sizeof(address)) < 0 && errno == ECONNREFUSED)
+			unlink(address.sun_path);
+		close(probe);
+	}
+	if (entries)
+		closedir(entries);
+}
+
+int hwfs_listen(const char *directory, const char *name)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int listener, probe, error;
+	int size = snprintf(address.sun_path, sizeof(address.sun_path), "%s/%s",
+			    directory, name);
+
+	if (size < 0 || (size_t)size >= sizeof(address.sun_path))
+		return -ENAMETOOLONG;
+	if (mkdir(directory, 0755) == 0)
+		chmod(directory, 0755); /* the umask is 0 */
+	else if (errno != EEXIST)
+		return -errno;
+	sweep(directory);
+	probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (probe < 0)
+		return -errno;
+	error = connect(probe, (struct sockaddr *)&address,
+			sizeof(address)) < 0 ? errno : EADDRINUSE;
+	close(probe);
+	if (error == ECONNREFUSED)
+		unlink(address.sun_path);
+	else if (error != ENOENT)
+		return -error;
+	listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (listener < 0)
+		return -errno;
+	/* The mode is that of the socket before bind(2). */
+	if (fchmod(listener, 0600) < 0 ||
+	    bind(listener, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+	    listen(listener, 16) < 0) {
+		error = errno;
+		close(listener);
+		return -error;
+	}
+	return listener;
+}
+
+int hwfs_accept(int socket)
+{
+	struct timeval limit = { .tv_sec = 1 };
+	int peer = accept4(socket, NULL, NULL, SOCK_CLOEXEC);
+
+	if (peer < 0)
+		return -errno;
+	setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+	setsockopt(peer, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+	return peer;
+}
+
+long hwfs_receive(int socket, char *buffer, size_t size)
+{
+	RESULT(recv(socket, buffer, size, 0));
+}
+
+long hwfs_send(int socket, const char *data, size_t size)
+{
+	RESULT(send(socket, data, size, MSG_NOSIGNAL));
+}
+
+void hwfs_print_error(const char *text, size_t size)
+{
+	while (size > 0) {
+		ssize_t written = write(STDERR_FILENO, text, size);
+
+		if (written < 0 && errno != EINTR)
+			return;
+		if (written > 0) {
+			text += written;
+			size -= (size_t)written;
+		}
+	}
+}
+
+int hwfs_thread_id(void) { return (int)syscall(SYS_gettid); }
+
+bool hwfs_has_capability(int capability)
+{
+	struct __user_cap_header_struct header = {
+		.version = _LINUX_CAPABILITY_VERSION_3
+	};
+	struct __user_cap_data_struct data[2];
+
+	if (syscall(SYS_capget, &header, data) < 0)
+		return false;
+	return data[capability / 32].effective >> capability % 32 & 1;
+}

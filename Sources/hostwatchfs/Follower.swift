@@ -1,0 +1,249 @@
+import CHostWatch
+import CHostWatchFS
+import Glibc
+import HostWatch
+
+/// The thread that takes what the daemon says and hands it to an `Applier`, in
+/// order; and the only place where the server gets in step with the daemon and
+/// out of it.
+///
+/// Out of step, everything is told with the timeout 0 and everything cached has
+/// been expired, so that nothing stale is served. In step again means: every
+/// node in the view is registered, and every change before that has been told
+/// (a SYNC was answered and what came before it is applied).
+@safe final class Follower: @unchecked Sendable {
+  private let daemon: Daemon
+  private let view: View
+  private let backing: Backing
+  private let applier: any Applier
+  private let invalidator: Invalidator
+  private let statistics: Statistics
+  private let log: Log
+  // Set once before the thread starts, and read by `stop` after.
+  private nonisolated(unsafe) var thread = pthread_t()
+  private let stopping = Locked(false)
+  private struct Progress: Sendable {
+    /// Callers of `sync`, and up to which they have been served.
+    var asked: UInt64 = 0
+    var served: UInt64 = 0
+    var busySince: UInt64?
+  }
+  private let progress = Locked(Progress())
+  /// Ends the thread's wait.
+  private let wake: Int32
+  /// Nodes that were found gone when everything was registered again. Only the
+  /// follower's thread uses it.
+  private nonisolated(unsafe) var gone: [UInt64] = []
+
+  init(
+    _ daemon: Daemon, _ view: View, _ backing: Backing, _ applier: any Applier,
+    _ invalidator: Invalidator, _ statistics: Statistics, _ log: Log
+  ) {
+    self.daemon = daemon
+    self.view = view
+    self.backing = backing
+    self.applier = applier
+    self.invalidator = invalidator
+    self.statistics = statistics
+    self.log = log
+    wake = hwfs_event_new()
+    precondition(wake >= 0, "no eventfd: errno \(-wake)")
+  }
+
+  deinit { close(wake) }
+
+  func start() {
+    unsafe thread = startThread(named: "follower") { self.run() }
+  }
+
+  func stop() {
+    stopping.withLock { $0 = true }
+    daemon.shutDown()
+    hwfs_event_raise(wake)
+    unsafe pthread_join(thread, nil)
+  }
+
+  /// Lets the thread look for work.
+  func wakeUp() { hwfs_event_raise(wake) }
+
+  /// Waits until every change on the host that was complete before is applied.
+  /// False if that is not to be had: out of step, or at the end. Not for
+  /// handlers, nor for the follower's thread.
+  func sync() -> Bool {
+    guard daemon.sync() == 0 else { return false }
+    // Everything is in the handle now. The follower says when it has found that
+    // empty after this.
+    let wanted = progress.withLock { progress in
+      progress.asked += 1
+      return progress.asked
+    }
+    hwfs_event_raise(wake)
+    while progress.withLock({ $0.served < wanted }) {
+      if stopping.withLock({ $0 }) { return false }
+      usleep(200)
+    }
+    applier.finishApplying()
+    return view.isInStep
+  }
+
+  /// For how long records have been applied without a pause.
+  var lagMicroseconds: UInt64 {
+    progress.withLock { $0.busySince.map { Self.now() - $0 } ?? 0 }
+  }
+
+  private func run() {
+    view.isInStep = true
+    applier.start()
+    daemon.setReregister { [unowned self] since in registerAll(since) }
+    var event = unsafe hostwatch_event()
+    while !stopping.withLock({ $0 }) {
+      let asked = progress.withLock { $0.asked }
+      let result = unsafe daemon.next(&event, timeoutMilliseconds: 0)
+      if result == 1 {
+        progress.withLock { $0.busySince = $0.busySince ?? Self.now() }
+        unsafe handle(event)
+      } else if result == 0 {
+        let pause = earlier(invalidator.settle(), applier.settle())
+        progress.withLock { progress in
+          progress.busySince = nil
+          if pause < 0 { progress.served = asked }
+        }
+        wait(pause)
+      } else if !stopping.withLock({ $0 }) {
+        // It has given up: what is wrong does not go away by itself, but an
+        // administrator may put it right.
+        leaveStep("the session with hostwatchd is over: \(Daemon.errorText)")
+        hwfs_wait(wake, -1, Self.retryMilliseconds)
+        _ = daemon.reconnect()
+      }
+    }
+    applier.stop()
+  }
+
+  private static let retryMilliseconds: Int32 = 5000
+
+  private func wait(_ milliseconds: Int32) {
+    let isAsked = progress.withLock { $0.served < $0.asked }
+    guard !isAsked || milliseconds > 0 else { return }
+    let descriptor = daemon.pollDescriptor
+    // Without a descriptor to wait for (EMFILE) it looks every now and then.
+    hwfs_wait(descriptor, wake, descriptor < 0 ? 10 : milliseconds)
+    hwfs_event_wait(wake, 0)
+  }
+
+  private func earlier(_ first: Int32, _ second: Int32) -> Int32 {
+    first < 0 ? second : second < 0 ? first : min(first, second)
+  }
+
+  /// Microseconds.
+  private static func now() -> UInt64 {
+    var time = timespec()
+    _ = unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+    return UInt64(time.tv_sec) * 1_000_000 + UInt64(time.tv_nsec) / 1000
+  }
+
+  private func handle(_ event: hostwatch_event) {
+    for id in unsafe gone {
+      var change = Change()
+      change.mask = UInt64(HW_DELETE_SELF)
+      change.node = id
+      applier.apply(change)
+    }
+    unsafe gone = []
+    switch unsafe hostwatch_kind(rawValue: event.kind) {
+    case HOSTWATCH_EVENT:
+      let change = unsafe Change(event)
+      statistics.count { $0.records += 1 }
+      applier.apply(change)
+    case HOSTWATCH_OUT_OF_STEP:
+      let why = unsafe event.error == 0 ? "hostwatchd lost events" : String(cString: event.text)
+      leaveStep(why)
+    case HOSTWATCH_IN_STEP: enterStep()
+    case HOSTWATCH_REGISTER_FAILED:
+      unsafe view.setFollowing(event.node.nodeid, .refused(-event.error))
+      unsafe invalidator.invalidate(event.node.nodeid, attributesOnly: false)
+    case HOSTWATCH_DETACHED:
+      log.warning(unsafe "hostwatchd ended the session: \(Self.reason(event.reason))")
+    default: break  // OUT_OF_STEP and IN_STEP say what matters.
+    }
+  }
+
+  private static func reason(_ number: UInt32) -> String {
+    switch Int(number) {
+    case Int(HW_DETACHED_UNMOUNTED): "SOURCE's filesystem was unmounted"
+    case Int(HW_DETACHED_REMOVED): "the share was removed"
+    case Int(HW_DETACHED_SHUTDOWN): "it shuts down"
+    default: "reason \(number)"
+    }
+  }
+
+  private func leaveStep(_ why: String) {
+    guard view.isInStep else { return }
+    view.isInStep = false
+    statistics.count { $0.outOfStep += 1 }
+    log.warning("\(why); nothing is cached until it is made up for")
+    invalidator.expireAll()
+    applier.outOfStep()
+  }
+
+  private func enterStep() {
+    guard !view.isInStep else { return }
+    view.isInStep = true
+    log.notice("in step with hostwatchd again")
+    applier.inStep()
+  }
+
+  /// Registers every node in a new session; 0, or a negative errno if the
+  /// connection was lost meanwhile.
+  private func registerAll(_ since: timespec) -> Int32 {
+    let ids = view.allIDs.filter { $0 != View.root }
+    for start in stride(from: 0, to: ids.count, by: Int(HW_REGISTER_MAX)) {
+      var batch: [Daemon.Registration] = []
+      for id in ids[start..<min(start + Int(HW_REGISTER_MAX), ids.count)] {
+        guard let node = view.node(id) else { continue }
+        if let descriptor = try? backing.open(node) {
+          batch.append(.init(descriptor: descriptor, node: id, since: since))
+        } else {
+          unsafe gone.append(id)
+        }
+      }
+      for (status, registration) in zip(daemon.register(batch), batch) {
+        if [-ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM].contains(status) { return status }
+        view.setFollowing(registration.node, status == 0 ? .yes : .refused(-status))
+        // Forgotten while it was registered: nobody else would end it.
+        if view.node(registration.node) == nil { daemon.forget([registration.node]) }
+      }
+    }
+    return 0
+  }
+}
+
+/// A thread with all signals blocked.
+func startThread(named name: String, _ body: @escaping @Sendable () -> Void) -> pthread_t {
+  final class Start {
+    let name: String
+    let body: @Sendable () -> Void
+    init(_ name: String, _ body: @escaping @Sendable () -> Void) {
+      self.name = name
+      self.body = body
+    }
+  }
+  var thread = pthread_t()
+  let start = unsafe Unmanaged.passRetained(Start(name, body))
+  var blocked = sigset_t()
+  var before = sigset_t()
+  _ = unsafe sigfillset(&blocked)
+  _ = unsafe pthread_sigmask(SIG_BLOCK, &blocked, &before)
+  let result = unsafe pthread_create(
+    &thread, nil,
+    { argument in
+      // `passRetained` above.
+      let start = unsafe Unmanaged<Start>.fromOpaque(argument!).takeRetainedValue()
+      _ = unsafe start.name.withCString { unsafe hwfs_name_thread($0) }
+      start.body()
+      return nil
+    }, start.toOpaque())
+  _ = unsafe pthread_sigmask(SIG_SETMASK, &before, nil)
+  precondition(result == 0, "no thread can be started: errno \(result)")
+  return thread
+}

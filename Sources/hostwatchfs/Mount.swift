@@ -1,0 +1,65 @@
+import CFuse
+import CHostWatchFS
+import Glibc
+
+/// libfuse's session, mounted. One in a process.
+@safe final class Mount: @unchecked Sendable {
+  // Freed in deinit. `loop` runs on one thread, notifications come from any.
+  private let session: OpaquePointer
+  private let server: Server
+  let notifier: Notifier
+
+  struct Fault: Error {
+    let text: String
+  }
+
+  init(server: Server, options: [String]) throws(Fault) {
+    let words = ["hostwatchfs", "-o" + options.joined(separator: ",")]
+    var operations = OperationTable.make()
+    let userData = unsafe Unmanaged.passUnretained(server).toOpaque()
+    let created = unsafe withArguments(words) { arguments in
+      unsafe fuse_session_new(
+        &arguments, &operations, MemoryLayout<fuse_lowlevel_ops>.size, userData)
+    }
+    guard let session = unsafe created else {
+      throw Fault(text: "libfuse refuses the mount options \(options.joined(separator: ","))")
+    }
+    unsafe self.session = session
+    self.server = server
+    unsafe notifier = Notifier(session)
+  }
+
+  deinit { unsafe fuse_session_destroy(session) }
+
+  func mount(at path: String) throws(Fault) {
+    guard unsafe path.withCString({ unsafe fuse_session_mount(session, $0) }) == 0 else {
+      throw Fault(text: "cannot mount at \(path)")
+    }
+    guard unsafe fuse_set_signal_handlers(session) == 0 else {
+      unsafe fuse_session_unmount(session)
+      throw Fault(text: "cannot set signal handlers")
+    }
+  }
+
+  /// Serves until the mount is gone or a signal comes.
+  func loop(maxThreads: UInt32) -> Int32 {
+    unsafe hwfs_session_loop(session, maxThreads, min(maxThreads, 10))
+  }
+
+  func unmount() {
+    unsafe fuse_remove_signal_handlers(session)
+    unsafe fuse_session_unmount(session)
+  }
+}
+
+/// Calls `body` with the words as libfuse takes them.
+private func withArguments<Result>(
+  _ words: [String], _ body: (inout fuse_args) -> Result
+) -> Result {
+  var arguments = unsafe fuse_args()
+  for word in words {
+    _ = unsafe word.withCString { unsafe fuse_opt_add_arg(&arguments, $0) }
+  }
+  defer { unsafe fuse_opt_free_args(&arguments) }
+  return unsafe body(&arguments)
+}

@@ -1,0 +1,117 @@
+import CFuse
+import CHostWatchFS
+import Glibc
+
+/// Operations on names. What the view is told is what the kernel does with its
+/// dentries once it has the answer.
+extension Server {
+  enum Creation {
+    case node(mode_t, dev_t)
+    case directory(mode_t)
+    case symbolicLink(Name)
+  }
+
+  func create(_ request: Request, _ entry: View.Entry, _ what: Creation) {
+    if let interceptor, interceptor.create(request, entry, source: nil) { return }
+    request.answer { () throws(Failure) in
+      try checkWritable()
+      let parent = try open(entry.parent)
+      _ = try asCaller(request) { () throws(Failure) in
+        try unsafe entry.name.withCString { name throws(Failure) in
+          switch what {
+          case .node(let mode, let device):
+            try check(parent.use { fd in unsafe hwfs_mknod(fd, name, mode, device) })
+          case .directory(let mode):
+            try check(parent.use { fd in unsafe hwfs_mkdir(fd, name, mode) })
+          case .symbolicLink(let target):
+            try unsafe target.withCString { target throws(Failure) in
+              try check(parent.use { fd in unsafe hwfs_symlink(target, fd, name) })
+            }
+          }
+        }
+      }
+      let found = try find(entry, in: parent, told: entry)
+      interceptor?.clientChanged(entry, to: found.node.id)
+      tell(request, found, as: entry, takesAttributes: true)
+    }
+  }
+
+  func link(_ request: Request, _ source: UInt64, _ entry: View.Entry) {
+    if let interceptor, interceptor.create(request, entry, source: source) { return }
+    request.answer { () throws(Failure) in
+      try checkWritable()
+      let parent = try open(entry.parent)
+      let object = try open(source)
+      try check(
+        unsafe entry.name.withCString { name in
+          object.use { fd in parent.use { other in unsafe hwfs_link(fd, other, name) } }
+        })
+      let found = try find(entry, in: parent, told: entry)
+      interceptor?.clientChanged(entry, to: found.node.id)
+      tell(request, found, as: entry, takesAttributes: true)
+    }
+  }
+
+  func remove(_ request: Request, _ entry: View.Entry, isDirectory: Bool) {
+    if let interceptor, interceptor.remove(request, entry, isDirectory: isDirectory) { return }
+    request.answer { () throws(Failure) in
+      try checkWritable()
+      let parent = try open(entry.parent)
+      let going = whatGoes(entry)
+      try check(
+        unsafe entry.name.withCString { name in
+          parent.use { fd in unsafe hwfs_unlink(fd, name, isDirectory ? AT_REMOVEDIR : 0) }
+        })
+      keep(going)
+      view.remove(entry)
+      interceptor?.clientChanged(entry, to: 0)
+      request.done()
+    }
+  }
+
+  func rename(_ request: Request, _ old: View.Entry, to new: View.Entry, flags: UInt32) {
+    if let interceptor, interceptor.rename(request, old, to: new, flags: flags) { return }
+    request.answer { () throws(Failure) in
+      try checkWritable()
+      let (from, to) = (try open(old.parent), try open(new.parent))
+      let exchange = flags & 2 != 0  // RENAME_EXCHANGE
+      let going = exchange ? nil : whatGoes(new)
+      try check(
+        unsafe old.name.withCString { name in
+          unsafe new.name.withCString { newName in
+            from.use { fd in to.use { other in unsafe hwfs_rename(fd, name, other, newName, flags) }
+            }
+          }
+        })
+      keep(going)
+      let moved = view.child(old.name, of: old.parent) ?? 0
+      let other = view.child(new.name, of: new.parent) ?? 0
+      view.rename(old, to: new, exchange: exchange)
+      interceptor?.clientChanged(old, to: exchange ? other : 0)
+      interceptor?.clientChanged(new, to: moved)
+      request.done()
+    }
+  }
+
+  /// A node whose last name is about to go, and a descriptor of it. A client may
+  /// go on using it, as its working directory for one, and a handle does not
+  /// open a removed object.
+  private func whatGoes(_ entry: View.Entry) -> (id: UInt64, descriptor: Descriptor)? {
+    guard let id = view.child(entry.name, of: entry.parent), id != 0,
+      let node = view.node(id), let descriptor = try? backing.open(node),
+      node.isDirectory || (try? descriptor.status().st_nlink) == 1
+    else { return nil }
+    return (id, descriptor)
+  }
+
+  /// It is kept until the kernel has forgotten the node.
+  private func keep(_ gone: (id: UInt64, descriptor: Descriptor)?) {
+    guard let gone else { return }
+    view.keep(gone.descriptor, for: gone.id)
+    backing.drop(gone.id)
+  }
+
+  func checkWritable() throws(Failure) {
+    if settings.isReadOnly { throw Failure(EROFS) }
+  }
+}

@@ -1,0 +1,106 @@
+import CReplay
+import Glibc
+import HostWatch
+import HostWatchReplay
+
+/// What the engine needs of the server.
+extension Replay: ReplayMount {
+  func isKnown(_ node: NodeID) -> Bool {
+    view.isKnown(node.nodeid) || node == engine?.orphanage
+  }
+
+  func entry(_ place: Place) -> NodeID? {
+    guard let id = view.child(Name(place.name), of: place.directory.nodeid), id != 0 else {
+      return nil
+    }
+    return NodeID(id)
+  }
+
+  func places(of node: NodeID) -> [Place] {
+    view.node(node.nodeid)?.names.map { Place($0) } ?? []
+  }
+
+  func entries(in directory: NodeID) -> [(name: [UInt8], node: NodeID)] {
+    view.children(of: directory.nodeid).compactMap { name, id in
+      id == 0 ? nil : (name.bytes, NodeID(id))
+    }
+  }
+
+  func setEntry(_ place: Place, to node: NodeID) { view.set(View.Entry(place), to: node.nodeid) }
+  func removeEntry(_ place: Place) { view.remove(View.Entry(place)) }
+  func kind(of node: NodeID) -> UInt32? { view.node(node.nodeid)?.type }
+
+  func status(of node: NodeID) -> ObjectStatus? {
+    guard let node = view.node(node.nodeid), let status = try? backing.open(node).status() else {
+      return nil
+    }
+    return ObjectStatus(
+      mode: status.st_mode, links: UInt32(clamping: status.st_nlink),
+      deviceMajor: replay_major(UInt64(status.st_rdev)),
+      deviceMinor: replay_minor(UInt64(status.st_rdev)),
+      accessed: .init(
+        seconds: Int64(status.st_atim.tv_sec), nanoseconds: Int64(status.st_atim.tv_nsec)),
+      modified: .init(
+        seconds: Int64(status.st_mtim.tv_sec), nanoseconds: Int64(status.st_mtim.tv_nsec)))
+  }
+
+  private func object(_ place: Place) -> (BackingObject, stat, Descriptor)? {
+    guard let directory = view.node(place.directory.nodeid),
+      let parent = try? backing.open(directory),
+      let descriptor = try? backing.open(Name(place.name), in: parent),
+      let status = try? descriptor.status(),
+      let object = try? backing.object(descriptor, status)
+    else { return nil }
+    return (object, status, descriptor)
+  }
+
+  func isOnHost(_ node: NodeID, _ place: Place) -> Bool {
+    guard let (object, _, _) = object(place) else { return false }
+    return view.node(of: object.key)?.id == node.nodeid
+  }
+
+  func toldLinks(of node: NodeID) -> UInt64 { view.node(node.nodeid)?.toldLinks ?? 0 }
+
+  func find(_ place: Place) -> NodeID? {
+    guard let (object, status, descriptor) = object(place) else { return nil }
+    let node = view.hold(object, type: status.st_mode)
+    if node.following == .pending { register(node, descriptor, status) }
+    return NodeID(node.id)
+  }
+
+  /// What changed before is told by the records that are on their way, or by a
+  /// RECHECK.
+  private func register(_ node: View.Node, _ descriptor: Descriptor, _ status: stat) {
+    let registration = Daemon.Registration(
+      descriptor: descriptor, node: node.id, since: status.st_ctim)
+    if node.isDirectory {
+      let result = daemon.register([registration]).first ?? -ECONNRESET
+      if result == 0 { view.setFollowing(node.id, .yes) }
+    } else if daemon.registerLater([registration]) {
+      view.setFollowing(node.id, .yes)
+    }
+  }
+
+  func makePhantom(kind: UInt32) -> NodeID { NodeID(view.hold(nil, type: kind).id) }
+  func retain(_ node: NodeID) -> Bool { view.hold(node.nodeid) }
+
+  func release(_ node: NodeID) {
+    guard view.release(node.nodeid) else { return }
+    backing.drop(node.nodeid)
+    daemon.forget([node.nodeid])
+  }
+
+  func closeCached(_ node: NodeID) { backing.drop(node.nodeid) }
+
+  func invalidateEntry(_ place: Place) {
+    let entry = View.Entry(place)
+    view.remove(entry)
+    _ = kernel?.notifier.invalidate(entry)
+  }
+
+  func invalidateNode(_ node: NodeID, contents: Bool) {
+    kernel?.invalidator.invalidate(node.nodeid, attributesOnly: !contents)
+  }
+
+  func expireEntry(_ place: Place) { _ = kernel?.notifier.expire(View.Entry(place)) }
+}

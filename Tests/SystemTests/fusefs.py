@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts hostwatchfs for a test, and asks it when it has applied everything."""
+
+import atexit
+import json
+import os
+import socket
+import subprocess
+import time
+
+import daemon
+import scratch
+
+CONTROL = "/run/hostwatchfs"
+_mounted = []
+
+
+def binary():
+    """HOSTWATCHFS, or the one that was built with the daemon under test."""
+    return os.environ.get("HOSTWATCHFS") or os.path.join(
+        os.path.dirname(daemon.binary()), "hostwatchfs")
+
+
+def is_mounted(path):
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        return any(line.split()[4] == path for line in file)
+
+
+def wait_until(condition, what, timeout=10.0):
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"not in {timeout} s: {what}")
+        time.sleep(0.005)
+
+
+def _unmount_all():
+    for mount in _mounted[:]:
+        mount.kill()
+
+
+atexit.register(_unmount_all)
+
+
+class HostwatchFS:
+    """SOURCE served at `path`, in the foreground."""
+
+    def __init__(self, source, socket_path, options="", path=None, prefix=()):
+        self.path = path or scratch.new_path("mount")
+        os.makedirs(self.path, exist_ok=True)
+        self.log_path = self.path + ".log"
+        command = [*prefix, binary(), "-f", "--socket", socket_path, source, self.path]
+        if options:
+            command += ["-o", options]
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        _mounted.append(self)
+
+        def is_there():
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended with {self.process.returncode}: {self.log()}")
+            return is_mounted(self.path) and os.path.exists(self.control)
+
+        try:
+            wait_until(is_there, "the mount is there")
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def control(self):
+        return f"{CONTROL}/{self.process.pid}.sock"
+
+    def ask(self, word, timeout=30.0):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+            peer.settimeout(timeout)
+            peer.connect(self.control)
+            peer.send(word.encode())
+            return peer.recv(1 << 20).decode()
+
+    def sync(self):
+        """Everything that had happened on the host is applied."""
+        answer = self.ask("sync")
+        if answer != "done":
+            raise AssertionError(f"sync: {answer}\n{self.log()}")
+
+    def status(self):
+        return json.loads(self.ask("status"))
+
+    def log(self):
+        with open(self.log_path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+
+    def unmount(self):
+        """umount, after which the server ends by itself."""
+        if self not in _mounted:
+            return
+        subprocess.run(["umount", self.path], check=True)
+        status = self.process.wait(15)
+        _mounted.remove(self)
+        if status != 0:
+            raise AssertionError(f"exit status {status}: {self.log()}")
+
+    def kill(self):
+        if self in _mounted:
+            _mounted.remove(self)
+        self.process.kill()
+        self.process.wait()
+        if os.path.exists(self.control):
+            os.unlink(self.control)
+        while is_mounted(self.path):
+            subprocess.run(["umount", "-l", self.path], check=False)

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay from outside: programs that watch, two mounts, a read-only one, and what
+remains when the replayer or the server is killed under load."""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+import daemon
+import fusefs
+import scratch
+import test_load
+from streams import Inotify, mask_text
+
+TIMEOUT = 10.0
+
+
+def children(pid, name):
+    """The processes with this name that `pid` has started."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat", encoding="utf-8") as file:
+                text = file.read()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        parent = int(text.rpartition(")")[2].split()[1])
+        if parent == pid and f"({name})" in text:
+            found.append(int(entry))
+    return found
+
+
+class MountedTest(unittest.TestCase):
+    def setUp(self):
+        if os.geteuid() != 0:
+            self.skipTest("needs root")
+        base = os.path.join(scratch.shared("ext4").path, os.path.basename(scratch.new_path("replay")))
+        self.source = os.path.join(base, "source")
+        os.makedirs(self.source)
+        self.addCleanup(shutil.rmtree, base, ignore_errors=True)
+        self.daemon = daemon.Daemon()
+        self.addCleanup(self.daemon.kill)
+
+    def mounted(self, options="allow_other", source=None):
+        mount = fusefs.HostwatchFS(source or self.source, self.daemon.socket, options)
+        self.addCleanup(mount.kill)
+        fusefs.wait_until(lambda: children(mount.process.pid, "replayer"), "the replayer runs")
+        return mount
+
+    def replayer(self, mount):
+        fusefs.wait_until(lambda: children(mount.process.pid, "replayer"), "the replayer runs")
+        return children(mount.process.pid, "replayer")[0]
+
+    def watch(self, path):
+        watch = Inotify()
+        self.addCleanup(watch.close)
+        watch.watch(path, "")
+        return watch
+
+    def told(self, watch, wanted):
+        """Waits for these events and no others: (mask, name)."""
+        found, deadline = [], time.monotonic() + TIMEOUT
+        while len(found) < len(wanted) and time.monotonic() < deadline:
+            select.select([watch.fd], [], [], 0.1)
+            found += [(mask_text(mask), os.fsdecode(name)) for _, mask, _, name in watch.read()]
+        self.assertEqual(found, wanted)
+
+    def path(self, *names):
+        return os.path.join(self.source, *names)
+
+
+class ReplayTest(MountedTest):
+    def test_two_mounts_of_one_source(self):
+        """What is done on one is told on the other as the host's, and on the one once."""
+        one, other = self.mounted(), self.mounted()
+        here, there = self.watch(one.path), self.watch(other.path)
+        fd = os.open(os.path.join(one.path, "f"), os.O_WRONLY | os.O_CREAT, 0o644)
+        os.write(fd, b"x")
+        os.close(fd)
+        os.rename(os.path.join(one.path, "f"), os.path.join(one.path, "g"))
+        os.unlink(os.path.join(one.path, "g"))
+        wanted = [("CREATE", "f"), ("OPEN", "f"), ("MODIFY", "f"), ("CLOSE_WRITE", "f"),
+                  ("MOVED_FROM", "f"), ("MOVED_TO", "g"), ("DELETE", "g")]
+        self.told(here, wanted)
+        self.told(there, wanted)
+        one.sync()
+        other.sync()
+        time.sleep(0.1)
+        self.told(here, [])
+        self.told(there, [])
+        self.assertEqual(os.listdir(other.path), [])
+
+    def test_read_only(self):
+        mount = self.mounted("allow_other,ro")
+        watch = self.watch(mount.path)
+        os.mkdir(self.path("sub"))
+        os.rmdir(self.path("sub"))
+        self.told(watch, [("CREATE|ISDIR", "sub"), ("DELETE|ISDIR", "sub")])
+        with self.assertRaises(OSError) as refused:
+            os.mkdir(os.path.join(mount.path, "mine"))
+        self.assertEqual(refused.exception.errno, 30)  # EROFS
+        mount.unmount()
+
+    def test_nothing_holds_the_mount(self):
+        mount = self.mounted()
+        for number in range(20):
+            os.makedirs(self.path(f"d{number}", "sub"))
+            open(self.path(f"d{number}", "sub", "f"), "wb").close()
+        mount.sync()
+        replayer = self.replayer(mount)
+        mount.unmount()
+        fusefs.wait_until(lambda: not os.path.exists(f"/proc/{replayer}"), "the replayer ends")
+
+    def test_nobody_sees_the_orphanage(self):
+        mount = self.mounted()
+        os.mkdir(self.path("sub"))
+        mount.sync()
+        watch = self.watch(mount.path)
+        os.rename(self.path("sub"), self.path("..", "sub"))
+        self.told(watch, [("MOVED_FROM|ISDIR", "sub")])
+        self.assertEqual(os.listdir(mount.path), [])
+        watch.read()  # the listing's own
+        os.rename(self.path("..", "sub"), self.path("back"))
+        self.told(watch, [("MOVED_TO|ISDIR", "back")])
+
+    def test_a_killed_replayer_is_started_again(self):
+        mount = self.mounted()
+        for directory in test_load.DIRECTORIES:
+            os.mkdir(self.path(directory))
+        end, _ = test_load.LoadTest.churning(self, self.source, mount.path)
+        for _ in range(5):
+            os.kill(self.replayer(mount), signal.SIGKILL)
+            time.sleep(0.4)  # under load, with and without one
+        end()
+        self.replayer(mount)
+        mount.sync()
+        fusefs.wait_until(
+            lambda: test_load.truth(self.source) == test_load.truth(mount.path), "all is true")
+        time.sleep(0.1)  # what is settled is told
+        watch = self.watch(mount.path)
+        os.mkdir(self.path("new"))
+        self.told(watch, [("CREATE|ISDIR", "new")])
+        mount.unmount()
+
+    def test_a_killed_server_hangs_nobody(self):
+        mount = self.mounted()
+        for directory in test_load.DIRECTORIES:
+            os.mkdir(self.path(directory))
+        end, _ = test_load.LoadTest.churning(self, self.source, mount.path)
+        time.sleep(1)
+        replayer = self.replayer(mount)
+        mount.process.kill()
+        mount.process.wait(TIMEOUT)
+        with self.assertRaises(OSError):
+            os.listdir(mount.path)
+        end()
+        fusefs.wait_until(lambda: not os.path.exists(f"/proc/{replayer}"), "the replayer ends")
+        subprocess.run(["umount", mount.path], check=True)
+
+    def test_after_the_daemon_was_killed(self):
+        mount = self.mounted()
+        os.mkdir(self.path("before"))
+        mount.sync()
+        watch = self.watch(mount.path)
+        self.daemon.kill()
+        os.mkdir(self.path("meanwhile"))
+        self.daemon.start()
+        fusefs.wait_until(lambda: mount.status()["state"] == "in-step", "in step again")
+        os.mkdir(self.path("after"))
+        found, deadline = [], time.monotonic() + TIMEOUT
+        while ("CREATE|ISDIR", "after") not in found and time.monotonic() < deadline:
+            select.select([watch.fd], [], [], 0.1)
+            found += [(mask_text(mask), os.fsdecode(name)) for _, mask, _, name in watch.read()]
+        self.assertIn(("CREATE|ISDIR", "after"), found)
+        self.assertEqual(sorted(os.listdir(mount.path)), ["after", "before", "meanwhile"])
+
+
+class ProgramTest(MountedTest):
+    """Programs that watch, on a mount of which only the host's side is changed."""
+
+    def setUp(self):
+        super().setUp()
+        os.mkdir(self.path("dir"))
+        with open(self.path("file"), "w", encoding="ascii") as file:
+            file.write("first\n")
+        self.fs = self.mounted()
+
+    def start(self, *command, **options):
+        if not os.path.exists(command[0]) and shutil.which(command[0]) is None:
+            self.skipTest(f"{command[0]} is not installed")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   cwd=self.fs.path, **options)
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        os.set_blocking(process.stdout.fileno(), False)
+        process.text = ""
+        return process
+
+    def wait_for(self, process, text, change=None):
+        """Until the program has said it; with `change` that is repeated meanwhile, since
+        nobody says when the program has begun to watch."""
+        deadline = time.monotonic() + TIMEOUT
+        while text not in process.text:
+            self.assertLess(time.monotonic(), deadline, f"no {text!r} in {process.text!r}")
+            if change:
+                change()
+            select.select([process.stdout], [], [], 0.2)
+            data = process.stdout.read()
+            process.text += (data or b"").decode()
+            self.assertFalse(data == b"" and process.poll() is not None, process.text)
+
+    def test_tail(self):
+        """tail takes FUSE for a remote filesystem and looks once a second, without inotify."""
+        tail = self.start("tail", "-F", "file")
+        self.wait_for(tail, "first\n")
+        with open(self.path("file"), "a", encoding="ascii") as file:
+            file.write("second\n")
+        self.wait_for(tail, "second\n")
+        os.rename(self.path("file"), self.path("file.1"))
+        with open(self.path("file"), "w", encoding="ascii") as file:
+            file.write("rotated\n")
+        self.wait_for(tail, "rotated\n")
+
+    def test_inotifywait(self):
+        program = self.start("inotifywait", "-mr", "--format", "%w%f %e", ".")
+        self.wait_for(program, "Watches established")
+        os.mkdir(self.path("dir", "sub"))
+        self.wait_for(program, "./dir/sub CREATE,ISDIR\n")
+        time.sleep(0.2)  # it has to add the watch
+        os.close(os.open(self.path("dir/sub/f"), os.O_WRONLY | os.O_CREAT, 0o644))
+        self.wait_for(program, "./dir/sub/f CREATE\n./dir/sub/f OPEN\n./dir/sub/f CLOSE_WRITE,CLOSE\n")
+        os.rename(self.path("dir/sub"), self.path("moved"))
+        self.wait_for(program, "./dir/sub MOVED_FROM,ISDIR\n./moved MOVED_TO,ISDIR\n")
+        shutil.rmtree(self.path("moved"))
+        self.wait_for(program, "./moved DELETE,ISDIR\n")
+
+    def test_entr(self):
+        program = self.start("entr", "-n", "cat", "file", stdin=subprocess.PIPE)
+        program.stdin.write(b"file\n")
+        program.stdin.close()
+        self.wait_for(program, "first\n")
+
+        def change():
+            with open(self.path("file"), "w", encoding="ascii") as file:
+                file.write("second\n")
+        self.wait_for(program, "second\n", change)
+
+    def python(self, module, script):
+        """A program for the Python that has the module; $HOSTWATCH_TEST_PYTHON names one."""
+        python = os.environ.get("HOSTWATCH_TEST_PYTHON", sys.executable)
+        if subprocess.run([python, "-c", f"import {module}"], stderr=subprocess.DEVNULL,
+                          check=False).returncode:
+            self.skipTest(f"{python} has no {module}")
+        return self.start(python, "-u", "-c", script)
+
+    def test_watchdog(self):
+        program = self.python("watchdog", (
+            "import time\n"
+            "from watchdog.observers import Observer\n"
+            "from watchdog.events import FileSystemEventHandler\n"
+            "class Handler(FileSystemEventHandler):\n"
+            "    def on_any_event(self, event): print(event.event_type, event.src_path, flush=True)\n"
+            "observer = Observer()\n"
+            "observer.schedule(Handler(), '.', recursive=True)\n"
+            "observer.start()\n"
+            "print('ready', flush=True)\n"
+            "time.sleep(60)\n"))
+        self.wait_for(program, "ready")
+        os.mkdir(self.path("dir", "sub"))
+        self.wait_for(program, "created ./dir/sub")
+        os.rename(self.path("dir", "sub"), self.path("dir", "other"))
+        self.wait_for(program, "moved ./dir/sub")
+        os.rmdir(self.path("dir", "other"))
+        self.wait_for(program, "deleted ./dir/other")
+
+    def test_watchfiles(self):
+        program = self.python("watchfiles", (
+            "from watchfiles import watch\n"
+            "for changes in watch('.', debounce=50, step=10):\n"
+            "    for change, path in sorted(changes): print(change.name, path, flush=True)\n"))
+
+        def change():
+            with open(self.path("file"), "a", encoding="ascii") as file:
+                file.write("more\n")
+        self.wait_for(program, "modified", change)
+        os.rename(self.path("file"), self.path("dir", "file"))
+        self.wait_for(program, "deleted")
+        self.wait_for(program, "dir/file")
+
+    def test_a_server_that_restarts_itself(self):
+        """Like the development servers of web frameworks: it watches its own source,
+        and starts again when that changes."""
+        self.app("version 1")
+        program = self.python("watchfiles", (
+            "import watchfiles, sys\n"
+            "watchfiles.run_process('.', target=sys.executable + ' -u app.py', debounce=50,"
+            " step=10)\n"))
+        self.wait_for(program, "version 1")
+
+        def change():
+            self.app("version 2")
+        self.wait_for(program, "version 2", change)
+
+    def app(self, text):
+        temporary = self.path("app.py.new")
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(f"import time; print({text!r}, flush=True); time.sleep(60)\n")
+        os.rename(temporary, self.path("app.py"))
