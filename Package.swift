@@ -85,8 +85,8 @@ let package = Package(
     .testTarget(
       name: "HostWatchTests",
       dependencies: [
-        "HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchd", "hostwatchfs",
-        "TestSupport",
+        "HostWatch", "HostWatchReplay", "CFanotify", "CHostWatch", "hostwatchctl", "hostwatchd",
+        "hostwatchfs", "TestSupport",
       ],
       swiftSettings: strict),
     .testTarget(

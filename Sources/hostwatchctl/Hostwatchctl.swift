@@ -20,7 +20,9 @@ struct Hostwatchctl: ParsableCommand {
         77  permission denied
       """,
     version: Hub.version,
-    subcommands: [Status.self, Watch.self, Sync.self, Doctor.self, Reload.self, Metrics.self])
+    subcommands: [
+      Status.self, Top.self, Watch.self, Sync.self, Doctor.self, Reload.self, Metrics.self,
+    ])
 
   @OptionGroup var daemon: DaemonOptions
 }

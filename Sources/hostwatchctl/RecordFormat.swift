@@ -17,12 +17,24 @@ struct RecordFormat {
 
   // MARK: Text
 
-  var line: String {
-    var line = "\(time.local)  \(Line.padded(events, 12))  \(paths)"
+  /// For people. Names are escaped, so what is coloured holds no control characters.
+  func line(_ paint: Paint = Paint()) -> String {
+    let event = paint(style, Line.padded(events, 12))
+    var line = "\(paint(.faint, time.local))  \(event)  \(paths)"
     let flags = record.flags.subtracting([.movedIn, .movedOut, .recheck]).flagNames
     if !flags.isEmpty { line += "  [\(flags.joined(separator: ","))]" }
-    if record.pid > 0 { line += "  by \(command?.description ?? "?") (\(record.pid))" }
+    if record.pid > 0 {
+      line += paint(.faint, "  by \(command?.description ?? "?") (\(record.pid))")
+    }
     return line
+  }
+
+  /// The colour of what happened to the name; none where only the object changed.
+  private var style: Paint.Style? {
+    if record.flags.contains(.recheck) { return .yellow }
+    if record.mask.contains(.rename) { return .blue }
+    if !record.mask.isDisjoint(with: [.delete, .deleteSelf]) { return .red }
+    return record.mask.contains(.create) ? .green : nil
   }
 
   private var isDirectory: Bool { record.mask.contains(.isDirectory) }

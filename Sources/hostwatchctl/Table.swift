@@ -24,10 +24,10 @@ struct Table {
   /// The title row and the rows.
   var lines: [String] {
     let all = [columns.map(\.title)] + rows
-    let widths = columns.indices.map { column in all.map { $0[column].count }.max() ?? 0 }
+    let widths = columns.indices.map { column in all.map { Columns.width($0[column]) }.max() ?? 0 }
     return all.map { row in
       let line = columns.indices.map { column in
-        let space = String(repeating: " ", count: widths[column] - row[column].count)
+        let space = String(repeating: " ", count: widths[column] - Columns.width(row[column]))
         return columns[column].right ? space + row[column] : row[column] + space
       }.joined(separator: "  ")
       return String(line.reversed().drop { $0 == " " }.reversed())

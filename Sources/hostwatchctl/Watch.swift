@@ -42,6 +42,13 @@ struct Watch: ParsableCommand {
       valueName: "list"))
   var events = EventList(mask: .defaultEvents)
 
+  @Option(
+    help: ArgumentHelp(
+      "Colour the lines: auto (on a terminal, unless NO_COLOR is set), always or never; "
+        + "JSON never is.",
+      valueName: "when"))
+  var color = ColorChoice.auto
+
   @Option(help: ArgumentHelp("End after so many changes.", valueName: "n"))
   var count: Int?
 
@@ -75,6 +82,7 @@ struct Watch: ParsableCommand {
 
   /// Prints until the connection ends.
   private func print(_ connection: HostWatchClient.Connection) throws {
+    let paint = color.paint
     var output = Output()
     var left = count ?? Int.max
     while let packet = try connection.receive() {
@@ -82,11 +90,11 @@ struct Watch: ParsableCommand {
       if case .events(let batch) = packet {
         for record in batch where left > 0 {
           let format = RecordFormat(record, now)
-          output.line(json ? format.json.encoded : format.line)
+          output.line(json ? format.json.encoded : format.line(paint))
           left -= 1
         }
       } else if let line = RecordFormat.notice(packet, now, json: json) {
-        output.line(line)
+        output.line(json ? line : paint(.yellow, line))
       }
       output.flush()
       if left == 0 { return }

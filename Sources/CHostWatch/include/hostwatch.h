@@ -188,13 +188,13 @@ const char *hostwatch_error_text(void);
 
 /* What the daemon granted. */
 struct hostwatch_session {
-	uint64_t id;
+	uint64_t id;	 /* not 0; an event's origin names it */
 	uint64_t events; /* what this filesystem can deliver, of what was asked */
 	struct hw_node root; /* nodeid 1, generation 0 */
-	uint32_t options;
+	uint32_t options;     /* HW_SUPPRESS_ECHO … */
 	uint32_t max_packet;  /* bytes */
 	uint32_t queue_limit; /* bytes */
-	uint32_t max_nodes;
+	uint32_t max_nodes;   /* how many may be registered */
 };
 
 /* The session as of the last successful open or reconnect. */
@@ -279,6 +279,7 @@ int hostwatch_sync(struct hostwatch *h);
  */
 int hostwatch_status(struct hostwatch *h, char **json);
 
+/* What an event says; hostwatch_event.kind. */
 enum hostwatch_kind {
 	/* Something happened: sequence to new_path_size are set. */
 	HOSTWATCH_EVENT = 1,
@@ -315,26 +316,26 @@ struct hostwatch_event {
 	uint32_t flags;	   /* HW_RECHECK … */
 	uint64_t sequence; /* 1, 2, 3 … per session */
 	uint64_t mask;	   /* HW_CREATE … */
-	struct hw_node dir;
-	struct hw_node node;
-	struct hw_node new_dir;
+	struct hw_node dir;	/* where name is; nodeid 0 = not known */
+	struct hw_node node;	/* the object; nodeid 0 = not registered */
+	struct hw_node new_dir; /* of HW_RENAME: where new_name is */
 	uint64_t origin; /* session id of the server that did it, or 0 */
 	int32_t pid;	 /* with HW_WANT_PID */
 	int32_t error;	 /* a negative errno */
-	const char *name;
-	const char *new_name;
+	const char *name;     /* the entry in dir */
+	const char *new_name; /* of HW_RENAME: the entry in new_dir */
 	const char *path; /* with HW_WANT_PATH: of dir, relative to the share */
-	const char *new_path;
-	uint32_t name_size; /* bytes */
-	uint32_t new_name_size;
-	uint32_t path_size;
-	uint32_t new_path_size;
-	uint32_t reason;
-	uint32_t reserved;
-	uint64_t nodes_checked;
-	uint64_t nodes_reported;
+	const char *new_path; /* the same of new_dir */
+	uint32_t name_size;	/* bytes */
+	uint32_t new_name_size; /* bytes */
+	uint32_t path_size;	/* bytes */
+	uint32_t new_path_size; /* bytes */
+	uint32_t reason;	/* HW_LOST_* or HW_DETACHED_* */
+	uint32_t reserved;	/* 0 */
+	uint64_t nodes_checked;	 /* of RESYNCED: how many were looked at */
+	uint64_t nodes_reported; /* and how many had changed */
 	const char *text; /* NUL-terminated UTF-8 */
-	uint64_t reserved_for_growth[4];
+	uint64_t reserved_for_growth[4]; /* 0 */
 };
 
 /*
