@@ -63,8 +63,9 @@ struct MetricsText {
       [([], totals["corrected"])])
     family("lost_total", "counter", "Gaps told to sessions with LOST.", [([], totals["lost"])])
     filesystems(status["filesystems"].elements)
-    shares(status["shares"].elements)
-    sessions(status["sessions"].elements)
+    let bounds = status["lag_bounds_us"]
+    shares(status["shares"].elements, bounds)
+    sessions(status["sessions"].elements, bounds)
   }
 
   private mutating func filesystems(_ rows: [JSON]) {
@@ -80,17 +81,27 @@ struct MetricsText {
       samples("overflows"))
     family(
       "filesystem_queue_events", "gauge", "Events in the kernel's queue.", samples("queue_events"))
-    lag(rows.filter { !$0["lag_counts"].elements.isEmpty })
+    lag(
+      "filesystem_lag_seconds",
+      "Time of a batch from its group being found readable to its records being sent.", rows,
+      Self.filesystem
+    ) { $0["lag_bounds_us"] }
   }
 
-  private mutating func lag(_ rows: [JSON]) {
+  /// A histogram of what counted itself into buckets.
+  private mutating func lag(
+    _ name: String, _ help: String, _ rows: [JSON], _ labels: (JSON) -> [Label],
+    _ bounds: (JSON) -> JSON
+  ) {
+    let rows = rows.filter {
+      let count = $0["lag_counts"].elements.count
+      return count > 0 && count == bounds($0).elements.count + 1
+    }
     guard !rows.isEmpty else { return }
-    let name = header(
-      "filesystem_lag_seconds", "histogram",
-      "Time of a batch from its group being found readable to its records being sent.")
+    let name = header(name, "histogram", help)
     for row in rows {
-      let labels = Self.filesystem(row)
-      let bounds = row["lag_bounds_us"].elements.map { Self.seconds($0) } + ["+Inf"]
+      let labels = labels(row)
+      let bounds = bounds(row).elements.map { Self.seconds($0) } + ["+Inf"]
       var total: UInt64 = 0
       for (bound, count) in zip(bounds, row["lag_counts"].elements) {
         total += UInt64(count.double ?? 0)
@@ -101,7 +112,29 @@ struct MetricsText {
     }
   }
 
-  private mutating func shares(_ rows: [JSON]) {
+  /// What shares and sessions tell alike.
+  private mutating func traffic(
+    _ prefix: String, _ rows: [JSON], _ bounds: JSON, _ labels: (JSON) -> [Label]
+  ) {
+    let families = [
+      ("queue_bytes", "gauge", "Bytes that wait for clients.", "queue_bytes"),
+      ("delivered_total", "counter", "Records queued.", "delivered"),
+      ("delivered_bytes_total", "counter", "Bytes of the records queued.", "delivered_bytes"),
+      ("corrected_total", "counter", "Records worked out from the filesystem.", "corrected"),
+      ("dropped_total", "counter", "Records that found a queue full.", "dropped"),
+      ("lost_total", "counter", "Gaps told with LOST.", "lost"),
+    ]
+    for (name, type, help, key) in families {
+      family("\(prefix)_\(name)", type, help, rows.map { (labels($0), $0[key]) })
+    }
+    lag(
+      "\(prefix)_lag_seconds",
+      "Time of a batch from its group being found readable to the client's socket having it all.",
+      rows, labels
+    ) { _ in bounds }
+  }
+
+  private mutating func shares(_ rows: [JSON], _ bounds: JSON) {
     func labels(_ row: JSON) -> [Label] { [("share", row["name"].text ?? "")] }
     family(
       "share_ready", "gauge", "Whether the share is watched.",
@@ -109,25 +142,20 @@ struct MetricsText {
     family(
       "share_sessions", "gauge", "Sessions on the share.", rows.map { (labels($0), $0["sessions"]) }
     )
+    traffic("share", rows, bounds, labels)
   }
 
-  private mutating func sessions(_ rows: [JSON]) {
-    let families = [
-      ("session_nodes", "gauge", "Objects registered.", "nodes"),
-      ("session_queue_bytes", "gauge", "Bytes that wait for the client.", "queue_bytes"),
-      ("session_queue_limit_bytes", "gauge", "Bytes that may wait.", "queue_limit"),
-      ("session_delivered_total", "counter", "Records queued for the session.", "delivered"),
-      ("session_dropped_total", "counter", "Records that found the queue full.", "dropped"),
-      ("session_lost_total", "counter", "Gaps told with LOST.", "lost"),
-    ]
-    for (name, type, help, key) in families {
-      family(
-        name, type, help,
-        rows.map { row in
-          let id: String = if case .number(let digits) = row["id"] { digits } else { "" }
-          return ([("session", id), ("share", row["share"].text ?? "")], row[key])
-        })
+  private mutating func sessions(_ rows: [JSON], _ bounds: JSON) {
+    func labels(_ row: JSON) -> [Label] {
+      let id: String = if case .number(let digits) = row["id"] { digits } else { "" }
+      return [("session", id), ("share", row["share"].text ?? "")]
     }
+    family(
+      "session_nodes", "gauge", "Objects registered.", rows.map { (labels($0), $0["nodes"]) })
+    family(
+      "session_queue_limit_bytes", "gauge", "Bytes that may wait.",
+      rows.map { (labels($0), $0["queue_limit"]) })
+    traffic("session", rows, bounds, labels)
   }
 
   // MARK: The format

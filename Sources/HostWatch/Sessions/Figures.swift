@@ -11,6 +11,11 @@ public struct Figures: Sendable, Equatable {
   public var corrected: UInt64 = 0
   /// Gaps (LOST messages) since the start.
   public var lost: UInt64 = 0
+  /// Batches by their lag since the start; one more than `lagBoundsMicroseconds`.
+  public var lag = [UInt64](repeating: 0, count: lagBoundsMicroseconds.count + 1)
+
+  /// Upper bounds of `lag`'s buckets but the last, in microseconds.
+  public static let lagBoundsMicroseconds = Lag.boundsMicroseconds
 
   public init() {}
 }

@@ -36,6 +36,8 @@ public final class Hub {
   var pastEvents: UInt64 = 0
   var pastDelivered: UInt64 = 0
   var pastCorrected: UInt64 = 0
+  /// Of filesystems that are not watched any more.
+  var pastLag = Lag()
   private var shutDownCompletion: (() -> Void)?
   private var isShuttingDown = false
   private var housekeepingIsArmed = false
@@ -186,6 +188,7 @@ public final class Hub {
           share: session.share, peer: session.peer))
     }
     pastLost += session.lostCount
+    if let name = session.share { share(named: name)?.past.add(Traffic(session)) }
     sessions[session.id] = nil
     if session.user.sessions == 0 { users[session.peer.uid] = nil }
     if let filesystem = session.filesystem { releaseIfUnused(filesystem) }

@@ -61,6 +61,7 @@ extension Hub {
     pastEvents += filesystem.recordsRead
     pastDelivered += filesystem.router.delivered
     pastCorrected += filesystem.reconciler.counters.corrected
+    pastLag.add(filesystem.lag)
   }
 
   func filesystemFailed(_ filesystem: WatchedFilesystem, _ reason: String) {

@@ -175,6 +175,8 @@ final class Share {
   var root: FileHandle?
   /// Why it is not available.
   var error: String?
+  /// Of its sessions that have ended.
+  var past = Traffic()
 
   init(_ configuration: ShareConfiguration) { self.configuration = configuration }
 

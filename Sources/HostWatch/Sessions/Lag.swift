@@ -2,6 +2,10 @@
 /// the moment what came of them had been handed to the sessions' sockets, the
 /// delay included by which reads are held back. Microseconds, CLOCK_MONOTONIC.
 ///
+/// For a filesystem it ends when all its sessions have been tried; for a session,
+/// when its socket has taken everything. What a session that does not read is
+/// queued meanwhile counts together, from the first of it on.
+///
 /// The kernel puts no time on an event: how long it was queued before the loop
 /// looked is not in it.
 struct Lag {
@@ -17,5 +21,10 @@ struct Lag {
   mutating func add(_ microseconds: UInt64) {
     counts[Self.boundsMicroseconds.firstIndex { microseconds <= $0 } ?? counts.count - 1] += 1
     sum &+= microseconds
+  }
+
+  mutating func add(_ other: Lag) {
+    for index in counts.indices { counts[index] += other.counts[index] }
+    sum &+= other.sum
   }
 }

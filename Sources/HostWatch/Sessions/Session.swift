@@ -60,6 +60,10 @@ import Glibc
   /// Since when records are being dropped.
   var losingSince: Timestamp?
   var lostCount: UInt64 = 0
+  private(set) var lag = Lag()
+  /// When the first of the batches that wait for the client was found readable; 0:
+  /// none waits.
+  private var batchSince: UInt64 = 0
 
   init(
     id: UInt64, socket: consuming OwnedDescriptor, peer: PeerIdentity, user: UserAccount, hub: Hub
@@ -178,6 +182,12 @@ import Glibc
     if !fits { end("its replies do not fit into its queue") }
   }
 
+  /// Sends what came of a batch that was found readable at `since`.
+  func flush(since: UInt64) {
+    if batchSince == 0 { batchSince = since }
+    flush()
+  }
+
   /// Sends what can be sent without blocking.
   func flush() {
     guard !isEnded else { return }
@@ -187,6 +197,10 @@ import Glibc
       return end("\(error)")
     }
     if isDrained {
+      if batchSince != 0 {
+        lag.add(Syscall.monotonicMicroseconds() - batchSince)
+        batchSince = 0
+      }
       if isClosing { return end("closed by the daemon") }
       if unsafe isAttached && state.pointee.isLosing { return announceLoss() }
       continueResync()

@@ -26,7 +26,10 @@ struct SessionState: BitwiseCopyable {
   var isLosing = false
   /// Records that were dropped so.
   var dropped: UInt64 = 0
+  /// Of the records queued, without packet headers.
   var bytes: UInt64 = 0
+  /// Records queued that were worked out from the filesystem.
+  var corrected: UInt64 = 0
 
   init(
     id: UInt64, isTree: Bool, events: EventMask, options: UInt32, ownPID: Int32,

@@ -78,6 +78,7 @@ extension Hub {
     figures.delivered = pastDelivered
     figures.corrected = pastCorrected
     figures.lost = pastLost
+    var lag = pastLag
     for session in sessions.values {
       figures.nodes += session.nodeCount
       figures.lost += session.lostCount
@@ -86,7 +87,9 @@ extension Hub {
       figures.kernelEvents += filesystem.recordsRead
       figures.delivered += filesystem.router.delivered
       figures.corrected += filesystem.reconciler.counters.corrected
+      lag.add(filesystem.lag)
     }
+    figures.lag = lag.counts
     return figures
   }
 
@@ -133,6 +136,7 @@ extension Hub {
         $0.string("error", session.isPrivileged ? reloadError : nil)
       }
       totals(&json, now)
+      json.numbers("lag_bounds_us", Lag.boundsMicroseconds)
       json.array("filesystems") { list in
         guard session.isPrivileged else { return }
         for filesystem in filesystems.values.sorted(by: { $0.device < $1.device }) {
@@ -190,8 +194,26 @@ extension Hub {
     json.string("path", share.configuration.path)
     json.string("state", share.filesystem == nil ? "unavailable" : "ready")
     json.string("error", share.filesystem == nil ? share.error : nil)
-    json.number(
-      "sessions", sessions.values.count { $0.isAttached && $0.share == share.configuration.name })
+    var traffic = share.past
+    var (count, queued) = (0, 0)
+    for session in sessions.values where session.share == share.configuration.name {
+      traffic.add(Traffic(session))
+      queued += unsafe session.state.pointee.queue.queued
+      if session.isAttached { count += 1 }
+    }
+    json.number("sessions", count)
+    json.number("queue_bytes", queued)
+    describe(traffic, &json)
+  }
+
+  private func describe(_ traffic: Traffic, _ json: inout JSONWriter) {
+    json.number("delivered", traffic.delivered)
+    json.number("delivered_bytes", traffic.bytes)
+    json.number("corrected", traffic.corrected)
+    json.number("dropped", traffic.dropped)
+    json.number("lost", traffic.lost)
+    json.numbers("lag_counts", traffic.lag.counts)
+    json.number("lag_sum_us", traffic.lag.sum)
   }
 
   private func describe(_ session: Session, _ json: inout JSONWriter, _ now: UInt64) {
@@ -207,9 +229,7 @@ extension Hub {
     json.number("nodes", session.nodeCount)
     json.number("queue_bytes", state.queue.queued)
     json.number("queue_limit", state.queue.limit)
-    json.number("delivered", state.sequence)
-    json.number("dropped", state.dropped)
-    json.number("lost", session.lostCount)
+    describe(Traffic(session), &json)
     json.number("sequence", state.sequence)
     json.number("age_seconds", Double(now - session.created) / 1_000_000)
     json.number("max_delay_us", session.maxDelayMicroseconds)

@@ -247,9 +247,12 @@ final class WatchedFilesystem {
     if hasOverflowed { lose(since: emptyBefore) }
     if reconciler.isHoldingDeaths { holdDeaths() }
     answerSyncs()
-    flush()
     if batches > batchesBefore {
-      lag.add(Syscall.monotonicMicroseconds() - (readableSince == 0 ? began : readableSince))
+      let since = readableSince == 0 ? began : readableSince
+      for slot in router.takeReady() { sessions[slot]?.flush(since: since) }
+      lag.add(Syscall.monotonicMicroseconds() - since)
+    } else {
+      flush()
     }
     readableSince = 0
   }

@@ -154,6 +154,24 @@ struct TemporaryDirectory: ~Copyable {
     #expect(line.update(figures, now: 1_500_002) == "1 session, 5 nodes, 0 events/s, 2 lost")
     #expect(!line.showsActivity)
   }
+
+  @Test func lagIsThatOf99OfAHundredBatchesSinceTheLineBefore() {
+    var line = StatusLine()
+    var figures = Figures()
+    figures.lag[11] = 1000
+    #expect(line.update(figures, now: 1) == "0 sessions, 0 nodes, 0 events/s, 0 lost")
+    figures.lag[0] += 99
+    figures.lag[4] += 1
+    #expect(line.update(figures, now: 2)?.hasSuffix(" 0 lost, lag up to 0.05 ms") == true)
+    #expect(line.showsActivity)
+    figures.lag[0] += 98
+    figures.lag[4] += 2
+    #expect(line.update(figures, now: 3)?.hasSuffix(", lag up to 1 ms") == true)
+    figures.lag[11] += 1
+    #expect(line.update(figures, now: 4)?.hasSuffix(", lag over 1000 ms") == true)
+    #expect(line.update(figures, now: 5)?.hasSuffix(" 0 lost") == true)
+    #expect(!line.showsActivity)
+  }
 }
 
 @Suite struct ArgumentTests {
