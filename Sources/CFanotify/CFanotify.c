@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "CFanotify.h"
 
+#include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/mount.h>
 #include <string.h>
 #include <sys/fanotify.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #ifndef SO_PEERPIDFD
@@ -343,4 +345,41 @@ int hw_peer_pidfd(int socket)
 	int result =
 		checked(getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &fd, &size));
 	return result < 0 ? result : fd;
+}
+
+/* Version 3 has two words of 32 capabilities each (Linux 2.6.26). */
+int hw_capget(struct hw_capabilities *out)
+{
+	struct __user_cap_header_struct header = {
+		.version = _LINUX_CAPABILITY_VERSION_3
+	};
+	struct __user_cap_data_struct words[2];
+	int result = checked(syscall(SYS_capget, &header, words));
+	if (result)
+		return result;
+	out->effective = words[0].effective | (uint64_t)words[1].effective << 32;
+	out->permitted = words[0].permitted | (uint64_t)words[1].permitted << 32;
+	out->inheritable =
+		words[0].inheritable | (uint64_t)words[1].inheritable << 32;
+	return 0;
+}
+
+int hw_capset(const struct hw_capabilities *in)
+{
+	struct __user_cap_header_struct header = {
+		.version = _LINUX_CAPABILITY_VERSION_3
+	};
+	struct __user_cap_data_struct words[2];
+	for (int i = 0; i < 2; i++)
+		words[i] = (struct __user_cap_data_struct){
+			.effective = (uint32_t)(in->effective >> 32 * i),
+			.permitted = (uint32_t)(in->permitted >> 32 * i),
+			.inheritable = (uint32_t)(in->inheritable >> 32 * i)
+		};
+	return checked(syscall(SYS_capset, &header, words));
+}
+
+int hw_prctl(int option, unsigned long first, unsigned long second)
+{
+	return checked(prctl(option, first, second, 0L, 0L));
 }

@@ -39,6 +39,7 @@ final class Daemon {
     }
     let sockets = try Sockets.open(configuration, inherited: inherited.listeners, store: store)
     do {
+      try Privileges.drop()
       let daemon = try Daemon(
         source: source, configuration: configuration, logger: logger, store: store)
       let code = try daemon.serve(sockets.listeners, place: sockets.place)

@@ -18,7 +18,8 @@ struct StatusLine {
     showsActivity = rate != 0 || lag != nil
     let line =
       "\(StatusLine.count(figures.sessions, "session")), \(StatusLine.count(figures.nodes, "node"))"
-      + ", \(StatusLine.count(rate, "event"))/s, \(figures.lost) lost" + (lag.map { ", lag \($0)" } ?? "")
+      + ", \(StatusLine.count(rate, "event"))/s, \(figures.lost) lost"
+      + (lag.map { ", lag \($0)" } ?? "")
     guard line != text else { return nil }
     text = line
     return line
