@@ -12,6 +12,8 @@ import subprocess
 import tempfile
 import unittest
 
+from wire import LOST, RESYNCED, TREE, Client
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DAEMON = os.environ.get("HOSTWATCHD", str(ROOT / ".build/debug/hostwatchd"))
 
@@ -36,10 +38,10 @@ class CommandLineTest(unittest.TestCase):
             [DAEMON, *arguments], capture_output=True, text=True, timeout=20, **options
         )
 
-    def serve(self, *arguments, **options):
+    def serve(self, *arguments, wrapper=(), **options):
         """A daemon that said that it serves."""
         daemon = subprocess.Popen(
-            [DAEMON, "--config", self.config, "--socket", self.socket, *arguments],
+            [*wrapper, DAEMON, "--config", self.config, "--socket", self.socket, *arguments],
             stderr=subprocess.PIPE,
             text=True,
             **options,
@@ -131,6 +133,56 @@ class Process(CommandLineTest):
 
         daemon = self.serve(preexec_fn=lower)
         self.assertEqual(resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE), (4096, 4096))
+
+    def test_gives_up_what_it_does_not_need(self):
+        # Something in each set.
+        daemon = self.serve(
+            wrapper=("setpriv", "--inh-caps=+chown,+sys_admin", "--ambient-caps=+chown"))
+        two = f"{1 << 21 | 1 << 2:016x}"
+        wanted = {"CapInh": "0" * 16, "CapPrm": two, "CapEff": two, "CapBnd": two,
+                  "CapAmb": "0" * 16, "NoNewPrivs": "1"}
+        tasks = list(pathlib.Path(f"/proc/{daemon.pid}/task").iterdir())
+        self.assertTrue(tasks)
+        for task in tasks:
+            lines = (task / "status").read_text().splitlines()
+            fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            self.assertEqual({key: fields[key] for key in wanted}, wanted)
+
+    def test_what_it_keeps_is_enough_for_what_comes_later(self):
+        path = pathlib.Path("/proc/sys/fs/fanotify/max_queued_events")
+        before = int(path.read_text())
+        self.addCleanup(path.write_text, str(before))
+        daemon = self.serve()
+        share = self.directory / "share"
+        share.mkdir()
+        # Root's uid alone may not search it.
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "mode=700,uid=1000", "later", share], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", share], check=True)
+        (share / "private").mkdir(mode=0o700)
+        os.chown(share / "private", 1000, 1000)
+        self.config.write_text(
+            f"[daemon]\nqueue-events = {before + 1}\n[limits]\nqueue-per-session = '64KiB'\n"
+            f"[[share]]\nname = 'later'\npath = '{share}/private'\n")
+        daemon.send_signal(signal.SIGHUP)
+        self.wait_for(daemon, "reloaded")
+        self.assertEqual(int(path.read_text()), before + 1)
+        other = subprocess.Popen(["sleep", "60"], user=1000)
+        self.addCleanup(other.wait)
+        self.addCleanup(other.kill)
+        with Client(str(self.socket)) as client:
+            self.assertEqual(client.init("later", mode=TREE, echo_pid=other.pid)[0], 0)
+            # Looked up by their handles: the name says nothing of a rename's order.
+            (share / "private/a").mkdir()
+            for _ in range(3):
+                os.rename(share / "private/a", share / "private/b")
+                os.rename(share / "private/b", share / "private/a")
+            self.assertEqual(client.sync(), 0)
+            # More than the queue holds: looked at again.
+            for number in range(3000):
+                (share / f"private/a/{number}").touch()
+            client.wait_for(LOST)
+            client.wait_for(RESYNCED)
 
     def test_queue_is_not_lowered(self):
         path = pathlib.Path("/proc/sys/fs/fanotify/max_queued_events")

@@ -67,10 +67,11 @@ class Client:
         error, _ = struct.unpack_from("=iI", reply)
         return error, reply[8:]
 
-    def init(self, share="", descriptor=None, mode=TREE, events=DEFAULT_EVENTS, options=0):
+    def init(self, share="", descriptor=None, mode=TREE, events=DEFAULT_EVENTS, options=0,
+             max_delay=0, echo_pid=0):
         name = share.encode()
         body = struct.pack(
-            "=HHIQIIIIHHI", 1, 0, options, events, 0, 0, 0, 0, mode, len(name), 0
+            "=HHIQIIIIHHI", 1, 0, options, events, 0, 0, max_delay, echo_pid, mode, len(name), 0
         )
         body += name + b"\0" * (-len(name) % 8)
         return self.request(INIT, body, [] if descriptor is None else [descriptor])

@@ -28,10 +28,13 @@ public struct QueueObservation: Sendable, Equatable {
   public let isReadable: Bool
   /// Reads that returned records since the group was made.
   public let reads: UInt64
+  /// For how long reads may be held back now, in microseconds.
+  public let delayMicroseconds: UInt64
 
-  public init(device: UInt64, isReadable: Bool, reads: UInt64) {
+  public init(device: UInt64, isReadable: Bool, reads: UInt64, delayMicroseconds: UInt64) {
     self.device = device
     self.isReadable = isReadable
     self.reads = reads
+    self.delayMicroseconds = delayMicroseconds
   }
 }

@@ -78,7 +78,7 @@ extension Hub {
   func detach(_ filesystem: WatchedFilesystem) {
     guard filesystems[filesystem.device] === filesystem else { return }
     filesystem.finish()
-    for share in shares where share.filesystem === filesystem { share.lose("unmounted") }
+    for share in shares where share.filesystem === filesystem { lose(share, "unmounted") }
     for session in Array(filesystem.sessions.values) {
       session.detach(UInt32(HW_DETACHED_UNMOUNTED))
     }

@@ -146,16 +146,21 @@ extension Hub {
         }
       }
       detachSessions(of: share, UInt32(HW_DETACHED_UNMOUNTED))
-      share.lose("its path leads elsewhere now")
+      lose(share, "its path leads elsewhere now")
       filesystem.shareCount -= 1
       releaseIfUnused(filesystem)
-      report(
-        Diagnostic(
-          .shareDetached, .notice,
-          "The share's filesystem is gone from \(share.configuration.path); it is watched again when it is back.",
-          share: share.configuration.name))
     }
     attach(share)
+  }
+
+  /// A share's filesystem has gone, or is elsewhere.
+  func lose(_ share: Share, _ reason: String) {
+    share.lose(reason)
+    report(
+      Diagnostic(
+        .shareDetached, .notice,
+        "The share's filesystem is gone from \(share.configuration.path); it is watched again when it is back.",
+        share: share.configuration.name))
   }
 
   /// For messages: where a descriptor is.

@@ -96,7 +96,9 @@ extension Hub {
   /// Every group as it is now.
   public var queueObservations: [QueueObservation] {
     filesystems.values.map {
-      QueueObservation(device: $0.device, isReadable: $0.queuedEvents > 0, reads: $0.batches)
+      QueueObservation(
+        device: $0.device, isReadable: $0.queuedEvents > 0, reads: $0.batches,
+        delayMicroseconds: $0.delay)
     }
   }
 

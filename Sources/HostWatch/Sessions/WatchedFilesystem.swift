@@ -42,7 +42,7 @@ final class WatchedFilesystem {
   private(set) var lastEmpty: Timestamp
   private var lastDrain: UInt64 = 0
   /// The smallest delay that a session allows, in microseconds.
-  private var delay: UInt64 = 0
+  private(set) var delay: UInt64 = 0
   /// Sessions whose SYNC has not been answered.
   var syncing: [Session] = []
   private var isWaiting = false

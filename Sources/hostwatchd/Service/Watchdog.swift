@@ -33,27 +33,42 @@ final class Watchdog {
   }
 
   private func tick() {
-    let stuck = progress.update(observe())
+    let stuck = progress.update(observe(), now: monotonicMicroseconds())
     for device in stuck.new { stalled(device) }
     if stuck.all.isEmpty { ServiceManager.watchdog() }
     timer?.arm(afterMicroseconds: interval)
   }
 
-  /// Compares two looks at the groups. Pure.
+  /// Compares looks at the groups. Pure: the caller says what time it is.
   struct Progress {
-    private var last: [UInt64: QueueObservation] = [:]
+    /// Groups that had something to read, how often they had been read by then, and
+    /// since which look that has not changed.
+    private var waiting: [UInt64: (reads: UInt64, since: UInt64)] = [:]
     private var stuck: Set<UInt64> = []
 
-    /// A group is stuck when it had something to read at both looks and was
-    /// not read from in between.
-    mutating func update(_ now: [QueueObservation]) -> (all: Set<UInt64>, new: [UInt64]) {
-      let before = stuck
-      stuck = Set(
-        now.filter { group in
-          guard group.isReadable, let old = last[group.device] else { return false }
-          return old.isReadable && old.reads == group.reads
-        }.map(\.device))
-      last = Dictionary(now.map { ($0.device, $0) }) { $1 }
+    /// How late a read that was held back may come, in microseconds.
+    static let graceMicroseconds: UInt64 = 100_000
+
+    /// A group is stuck when it had something to read at two looks, and was not
+    /// read in between although reads are not held back for so long.
+    ///
+    /// - Parameter now: microseconds on CLOCK_MONOTONIC.
+    mutating func update(_ groups: [QueueObservation], now: UInt64)
+      -> (all: Set<UInt64>, new: [UInt64])
+    {
+      let (before, past) = (stuck, waiting)
+      (stuck, waiting) = ([], [:])
+      for group in groups where group.isReadable {
+        guard let old = past[group.device], old.reads == group.reads else {
+          waiting[group.device] = (group.reads, now)
+          continue
+        }
+        waiting[group.device] = old
+        let delay = group.delayMicroseconds
+        if now - old.since >= delay + min(delay, Self.graceMicroseconds) {
+          stuck.insert(group.device)
+        }
+      }
       return (stuck, stuck.subtracting(before).sorted())
     }
   }
