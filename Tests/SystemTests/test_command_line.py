@@ -25,12 +25,15 @@ class CommandLineTest(unittest.TestCase):
         self.config = self.directory / "hostwatchd.toml"
         self.config.write_text("[daemon]\nqueue-events = 1\n")
         self.daemons = []
+        self.mounts = []
 
     def tearDown(self):
         for daemon in self.daemons:
             daemon.kill()
             daemon.wait()
             daemon.stderr.close()
+        for point in self.mounts:
+            subprocess.run(["umount", "-l", point], check=True)
         shutil.rmtree(self.directory)
 
     def run_to_the_end(self, *arguments, **options):
@@ -158,7 +161,7 @@ class Process(CommandLineTest):
         # Root's uid alone may not search it.
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "mode=700,uid=1000", "later", share], check=True)
-        self.addCleanup(subprocess.run, ["umount", "-l", share], check=True)
+        self.mounts.append(share)
         (share / "private").mkdir(mode=0o700)
         os.chown(share / "private", 1000, 1000)
         self.config.write_text(
