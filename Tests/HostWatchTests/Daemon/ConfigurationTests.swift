@@ -27,6 +27,36 @@ let testAccounts = Accounts(
     #expect(try read("# nothing\n[daemon]\n[limits]\n") == Configuration())
   }
 
+  private static let repository = #filePath.split(separator: "/Tests/HostWatchTests/")[0]
+
+  private static func file(_ name: String) throws -> [Substring] {
+    guard case .success(let bytes) = ConfigurationSource.contents(of: "\(repository)/\(name)")
+    else { throw ConfigurationRefused(file: name, issues: []) }
+    return String(decoding: bytes, as: UTF8.self).split(separator: "\n")
+  }
+
+  @Test func shippedFileShowsEveryKeyWithItsDefault() throws {
+    let lines = try Self.file("systemd/hostwatchd.toml").map { line in
+      let isKey = line.wholeMatch(of: /# ([a-z-]+ = .*|\[\[share\]\])/) != nil
+      return isKey ? line.dropFirst(2) : line
+    }
+    // Not every host has these users.
+    let accounts = Accounts(user: { _ in 1 }, group: { _ in 1 })
+    let shown = try ConfigurationReader.read(
+      lines.joined(separator: "\n"), file: "shipped", accounts: accounts)
+    #expect(shown.shares.map(\.name) == ["src"])
+    var rest = shown
+    rest.shares = []
+    #expect(rest == Configuration())
+    // The keys are those of the documentation.
+    let keys = Set(lines.compactMap { $0.wholeMatch(of: /([a-z-]+) = .*/).map { String($0.1) } })
+    let documented = Set(
+      try Self.file("docs/operations.md").drop { $0 != "### `[daemon]`" }
+        .prefix { $0 != "## Reloading" }
+        .compactMap { $0.prefixMatch(of: /\| `([a-z-]+)` \|/).map { String($0.1) } })
+    #expect(keys == documented && keys.count == 17)
+  }
+
   @Test func everyKeyIsRead() throws {
     let configuration = try read(
       """
