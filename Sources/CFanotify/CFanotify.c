@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "CFanotify.h"
 
+#include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/mount.h>
 #include <string.h>
 #include <sys/fanotify.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #ifndef SO_PEERPIDFD
@@ -343,4 +345,39 @@ int hw_peer_pidfd(int socket)
 	int result =
 		checked(getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &fd, &size));
 	return result < 0 ? result : fd;
+}
+
+int hw_keep_capabilities(uint64_t keep)
+{
+	struct __user_cap_header_struct header = {
+		.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+
+	/* Before CAP_SETPCAP goes; without it no_new_privs is what counts. */
+	for (unsigned long number = 0; number < 64; number++) {
+		int held = prctl(PR_CAPBSET_READ, number, 0, 0, 0);
+		if (held < 0)
+			break;
+		if (held && !(keep >> number & 1) &&
+		    prctl(PR_CAPBSET_DROP, number, 0, 0, 0) != 0 &&
+		    errno != EPERM)
+			return -errno;
+	}
+	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0)
+		return -errno;
+	if (syscall(SYS_capget, &header, data) != 0)
+		return -errno;
+	bool changes = false;
+	for (unsigned int i = 0; i < _LINUX_CAPABILITY_U32S_3; i++) {
+		uint32_t part = (uint32_t)(keep >> (32 * i));
+		changes |= (data[i].permitted & ~part) || data[i].inheritable ||
+			   data[i].effective != data[i].permitted;
+		data[i].permitted &= part;
+		data[i].effective = data[i].permitted;
+		data[i].inheritable = 0;
+	}
+	/* A service's system call filter need not allow it. */
+	if (changes && syscall(SYS_capset, &header, data) != 0)
+		return -errno;
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 ? 0 : -errno;
 }

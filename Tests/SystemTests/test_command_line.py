@@ -132,6 +132,17 @@ class Process(CommandLineTest):
         daemon = self.serve(preexec_fn=lower)
         self.assertEqual(resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE), (4096, 4096))
 
+    def test_capabilities_are_given_up(self):
+        """All but CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH, in every set."""
+        daemon = self.serve()
+        status = dict(line.split(":\t", 1) for line in
+                      pathlib.Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
+                      if ":\t" in line)
+        kept = f"{1 << 21 | 1 << 2:016x}"
+        self.assertEqual([status[one] for one in ("CapEff", "CapPrm", "CapBnd")], [kept] * 3)
+        self.assertEqual([status[one] for one in ("CapInh", "CapAmb")], ["0" * 16] * 2)
+        self.assertEqual((status["NoNewPrivs"], status["Threads"]), ("1", "1"))
+
     def test_queue_is_not_lowered(self):
         path = pathlib.Path("/proc/sys/fs/fanotify/max_queued_events")
         before = path.read_text()

@@ -170,6 +170,13 @@ int hw_peer_credentials(int socket, struct hw_peer *out);
 int hw_peer_groups(int socket, gid_t *groups, unsigned int count);
 /* SO_PEERPIDFD (Linux 6.5); -ENOPROTOOPT before. */
 int hw_peer_pidfd(int socket);
+/*
+ * Leaves the process the capabilities of `keep` (a bit for each number) and
+ * takes the rest from every set, the bounding set as far as CAP_SETPCAP allows
+ * it; sets no_new_privs. For a process with one thread. 0 or -errno.
+ */
+int hw_keep_capabilities(uint64_t keep);
+
 /* pidfd_open(2) (Linux 5.3). */
 int hw_pidfd_open(pid_t pid);
 
