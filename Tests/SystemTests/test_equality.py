@@ -143,6 +143,7 @@ def difference(wanted, got):
 
 
 class EqualityTest(unittest.TestCase):
+    attempts = 3  # see runner.py
     limit = 300
 
     @classmethod
