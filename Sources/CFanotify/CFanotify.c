@@ -347,39 +347,37 @@ int hw_peer_pidfd(int socket)
 	return result < 0 ? result : fd;
 }
 
-/* Version 3 has two words of 32 capabilities each (Linux 2.6.26). */
-int hw_capget(struct hw_capabilities *out)
+int hw_keep_capabilities(uint64_t keep)
 {
 	struct __user_cap_header_struct header = {
-		.version = _LINUX_CAPABILITY_VERSION_3
-	};
-	struct __user_cap_data_struct words[2];
-	int result = checked(syscall(SYS_capget, &header, words));
-	if (result)
-		return result;
-	out->effective = words[0].effective | (uint64_t)words[1].effective << 32;
-	out->permitted = words[0].permitted | (uint64_t)words[1].permitted << 32;
-	out->inheritable =
-		words[0].inheritable | (uint64_t)words[1].inheritable << 32;
-	return 0;
-}
+		.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
 
-int hw_capset(const struct hw_capabilities *in)
-{
-	struct __user_cap_header_struct header = {
-		.version = _LINUX_CAPABILITY_VERSION_3
-	};
-	struct __user_cap_data_struct words[2];
-	for (int i = 0; i < 2; i++)
-		words[i] = (struct __user_cap_data_struct){
-			.effective = (uint32_t)(in->effective >> 32 * i),
-			.permitted = (uint32_t)(in->permitted >> 32 * i),
-			.inheritable = (uint32_t)(in->inheritable >> 32 * i)
-		};
-	return checked(syscall(SYS_capset, &header, words));
-}
-
-int hw_prctl(int option, unsigned long first, unsigned long second)
-{
-	return checked(prctl(option, first, second, 0L, 0L));
+	/* Before CAP_SETPCAP goes; without it no_new_privs is what counts. */
+	for (unsigned long number = 0; number < 64; number++) {
+		int held = prctl(PR_CAPBSET_READ, number, 0, 0, 0);
+		if (held < 0)
+			break;
+		if (held && !(keep >> number & 1) &&
+		    prctl(PR_CAPBSET_DROP, number, 0, 0, 0) != 0 &&
+		    errno != EPERM)
+			return -errno;
+	}
+	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0)
+		return -errno;
+	if (syscall(SYS_capget, &header, data) != 0)
+		return -errno;
+	bool changes = false;
+	for (unsigned int i = 0; i < _LINUX_CAPABILITY_U32S_3; i++) {
+		uint32_t part = (uint32_t)(keep >> (32 * i));
+		changes |= (data[i].permitted & ~part) || data[i].inheritable ||
+			   data[i].effective != data[i].permitted;
+		data[i].permitted &= part;
+		data[i].effective = data[i].permitted;
+		data[i].inheritable = 0;
+	}
+	/* A service's system call filter need not allow it. */
+	if (changes && syscall(SYS_capset, &header, data) != 0)
+		return -errno;
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 ? 0 : -errno;
 }

@@ -114,9 +114,13 @@ extension Worker {
     let writes: EventMask = [.modify, .closeWrite]
     var mask = mask
     if let kind = mount.kind(of: child), ![S_IFREG, S_IFDIR, S_IFLNK].contains(kind) {
-      // What flows through a fifo of the host's does not flow through the mount's.
+      // What flows through a fifo of the host's does not flow through the mount's;
+      // its times change all the same.
       mask.formIntersection(.attrib)
-      if mask.isEmpty { return engine.count(\.skipped) }
+      if mask.isEmpty {
+        mount.invalidateNode(child, contents: false)
+        return engine.count(\.skipped)
+      }
     }
     mount.invalidateNode(child, contents: !mask.isDisjoint(with: writes))
     let status = mount.status(of: child)

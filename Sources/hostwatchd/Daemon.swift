@@ -39,9 +39,10 @@ final class Daemon {
     }
     let sockets = try Sockets.open(configuration, inherited: inherited.listeners, store: store)
     do {
-      try Privileges.drop()
       let daemon = try Daemon(
         source: source, configuration: configuration, logger: logger, store: store)
+      try Requirements.dropTheRest()
+      logger.debug("of the capabilities CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH are left")
       let code = try daemon.serve(sockets.listeners, place: sockets.place)
       if daemon.hasHandedOver { sockets.leave() } else { sockets.remove() }
       return code

@@ -98,8 +98,9 @@ def setUpModule():
     for unit in ("hostwatchd.service", "hostwatchd.socket", MOUNTS):
         shutil.copy(ROOT / "systemd" / unit, UNITS)
     binary = f"[Service]\nExecStart=\nExecStart={DAEMON}\nExecReload=\nExecReload={CTL} reload\n"
-    # What was built may lie in a home directory, with the Swift runtime.
-    drop_in(binary + "ProtectHome=read-only\n", "10-binary")
+    # What was built may lie in a home directory, with the Swift runtime, or in /tmp.
+    built = sorted({str(ROOT), os.path.dirname(os.path.realpath(DAEMON))})
+    drop_in(f"{binary}ProtectHome=read-only\nBindReadOnlyPaths={' '.join(built)}\n", "10-binary")
     # Its own command line, with the program that is tested.
     unit = UNITS / MOUNTS
     unit.write_text(unit.read_text().replace(

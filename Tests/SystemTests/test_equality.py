@@ -8,6 +8,7 @@ and with everything looked up before; and what the mount shows afterwards has to
 what the host has.
 """
 
+import itertools
 import os
 import shutil
 import stat
@@ -68,6 +69,9 @@ DEVIATIONS = {
     "write_executable": EXECUTABLE,
     "write_fifo": LOCAL,
 }
+
+
+_serial = itertools.count()  # directories of their own for each try
 
 
 class Watched:
@@ -143,6 +147,7 @@ def difference(wanted, got):
 
 
 class EqualityTest(unittest.TestCase):
+    attempts = 3  # see runner.py
     limit = 300
 
     @classmethod
@@ -202,7 +207,7 @@ class EqualityTest(unittest.TestCase):
     def check(self, operation, warm):
         """Three times at most, as long as nothing differs but when an OPEN came: a
         writer that is held up between its write and its close looks like two."""
-        name = operation.__name__ + ("-warm" if warm else "-cold")
+        name = f"{operation.__name__}-{'warm' if warm else 'cold'}-{next(_serial)}"
         wanted, names = native(operation, os.path.join(self.base, "native", name))
         self.assertTrue(wanted[0], "nothing was told natively")
         for attempt in range(3):

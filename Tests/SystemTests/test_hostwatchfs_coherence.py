@@ -30,6 +30,7 @@ def read(path):
 
 class CoherenceTest(MountTest):
     """The mount has cached everything; the host changes something; it is seen."""
+    attempts = 3  # see runner.py
 
     def setUp(self):
         super().setUp()

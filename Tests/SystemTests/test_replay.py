@@ -36,6 +36,8 @@ def children(pid, name):
 
 
 class MountedTest(unittest.TestCase):
+    attempts = 3  # see runner.py
+
     def setUp(self):
         if os.geteuid() != 0:
             self.skipTest("needs root")

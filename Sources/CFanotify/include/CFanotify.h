@@ -170,28 +170,15 @@ int hw_peer_credentials(int socket, struct hw_peer *out);
 int hw_peer_groups(int socket, gid_t *groups, unsigned int count);
 /* SO_PEERPIDFD (Linux 6.5); -ENOPROTOOPT before. */
 int hw_peer_pidfd(int socket);
+/*
+ * Leaves the process the capabilities of `keep` (a bit for each number) and
+ * takes the rest from every set, the bounding set as far as CAP_SETPCAP allows
+ * it; sets no_new_privs. For a process with one thread. 0 or -errno.
+ */
+int hw_keep_capabilities(uint64_t keep);
+
 /* pidfd_open(2) (Linux 5.3). */
 int hw_pidfd_open(pid_t pid);
-
-/*
- * capget(2) and capset(2), of the calling thread and those it starts later; bit n is
- * capability n of capabilities(7). prctl(2); what it returned, or -errno.
- */
-struct hw_capabilities {
-	uint64_t effective, permitted, inheritable;
-};
-int hw_capget(struct hw_capabilities *out);
-int hw_capset(const struct hw_capabilities *in);
-int hw_prctl(int option, unsigned long first, unsigned long second);
-enum {
-	hw_capability_dac_read_search = 2,
-	hw_capability_sys_admin = 21,
-	hw_bounding_read = 23,		/* PR_CAPBSET_READ: Linux 2.6.25 */
-	hw_bounding_drop = 24,		/* PR_CAPBSET_DROP: Linux 2.6.25 */
-	hw_no_new_privileges = 38,	/* PR_SET_NO_NEW_PRIVS: Linux 3.5 */
-	hw_ambient = 47,		/* PR_CAP_AMBIENT: Linux 4.3 */
-	hw_ambient_clear = 4		/* PR_CAP_AMBIENT_CLEAR_ALL */
-};
 
 /* The magic numbers of filesystems whose handles are decoded (statfs f_type). */
 enum {

@@ -26,9 +26,24 @@ enum Requirements {
     }
   }
 
+  /// CAP_SYS_ADMIN: groups and marks on whole filesystems, also of shares that
+  /// come later, and detached mounts. CAP_DAC_READ_SEARCH: open_by_handle_at(2).
+  private static let needed = [("CAP_SYS_ADMIN", UInt64(21)), ("CAP_DAC_READ_SEARCH", UInt64(2))]
+
+  /// Gives up every other capability for good. The socket has been bound and the
+  /// queue's size and the descriptor limit have been raised before.
+  static func dropTheRest() throws(StartFailure) {
+    let result = hw_keep_capabilities(needed.reduce(0) { $0 | 1 << $1.1 })
+    guard result == 0 else {
+      throw StartFailure(
+        .noPermission,
+        "capabilities cannot be given up: \(SystemError("capset", -result)); give the unit CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_READ_SEARCH, or allow capset and prctl in SystemCallFilter="
+      )
+    }
+  }
+
   /// Named capabilities rather than uid 0: a service may run without the rest.
   private static func checkCapabilities() throws(StartFailure) {
-    let needed = [("CAP_SYS_ADMIN", UInt64(21)), ("CAP_DAC_READ_SEARCH", UInt64(2))]
     guard let effective = effectiveCapabilities() else { return }
     let missing = needed.filter { effective & (1 << $0.1) == 0 }.map(\.0)
     guard !missing.isEmpty else { return }
