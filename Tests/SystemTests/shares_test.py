@@ -106,9 +106,11 @@ class Shares(SystemdTest):
         self.assertEqual(client.receive(), (None, b""))
         self.assertEqual(self.journal.wait("share detached")[0]["HOSTWATCH_SHARE"], "src")
         run("mount", "-t", "tmpfs", "share", first)
-        # What is mounted, not the empty directory below it.
-        eventually(lambda: len(
-            [e for e in self.journal.entries("share ready") if e["HOSTWATCH_SHARE"] == "src"]) >= 3)
+        # What is mounted, not the empty directory below it, is watched for the share.
+        number = os.stat(first).st_dev
+        device = f"{os.major(number)}:{os.minor(number)}"
+        with Client() as client:
+            eventually(lambda: device in [one["device"] for one in client.status()["filesystems"]])
         self.sees(self.attach(), f"{first}/again")
         self.sees(other, f"{self.share}/second/unconcerned")
 
