@@ -166,6 +166,15 @@ class Shares(SystemdTest):
         self.assertIn("remove RootDirectory= or RootImage=", entry["MESSAGE"])
 
 
+def keys_of(value):
+    """The keys of every object in a JSON value."""
+    if isinstance(value, list):
+        return {key for one in value for key in keys_of(one)}
+    if isinstance(value, dict):
+        return set(value) | keys_of(list(value.values()))
+    return set()
+
+
 class Traffic(SystemdTest):
     def test_share_has_the_sum_of_its_sessions(self):
         self.configure()
@@ -195,6 +204,9 @@ class Traffic(SystemdTest):
         counts = later["shares"][0]["lag_counts"]
         self.assertEqual(len(counts), len(later["lag_bounds_us"]) + 1)
         self.assertGreater(sum(counts), sum(later["sessions"][0]["lag_counts"]))
+        documented = (ROOT / "docs/protocol.md").read_text()
+        documented = documented.partition("\n## STATUS\n")[2].partition("\n## EVENTS\n")[0]
+        self.assertEqual([key for key in keys_of(later) if f"`{key}`" not in documented], [])
         delivered = re.search(
             r'^hostwatch_share_delivered_total\{share="src"\} (\d+)$', text, re.M)[1]
         self.assertEqual(int(delivered), later["shares"][0]["delivered"])
