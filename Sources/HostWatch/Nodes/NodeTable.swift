@@ -249,6 +249,9 @@ struct IdentityIndex {
     index.find(hash(id)) { table.registration($0).id.value == id }
   }
 
+  /// Begins to fetch what `find` will look at.
+  func prefetch(_ id: NodeID) { index.prefetch(hash(id)) }
+
   mutating func insert(_ id: NodeID, _ registration: UInt32) {
     index.insert(hash(id), registration)
   }
