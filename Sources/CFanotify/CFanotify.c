@@ -24,6 +24,16 @@ const char *hw_error_name(int code)
 	return strerrorname_np(code);
 }
 
+void hw_advise_huge_pages(void *memory, size_t size)
+{
+	const uintptr_t page = hw_huge_page_size;
+	const uintptr_t start = ((uintptr_t)memory + page - 1) & ~(page - 1);
+	const uintptr_t end = ((uintptr_t)memory + size) & ~(page - 1);
+
+	if (end > start) /* without them it works as well, a little slower */
+		(void)madvise((void *)start, end - start, MADV_HUGEPAGE);
+}
+
 int hw_fanotify_init(unsigned int flags, unsigned int event_flags)
 {
 	return checked(fanotify_init(flags, event_flags));

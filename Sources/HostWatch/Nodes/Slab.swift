@@ -8,16 +8,23 @@ import CFanotify
 @safe struct Slab<Record: BitwiseCopyable>: ~Copyable {
   private static var chunkBits: Int { 12 }
   private static var chunkSize: Int { 1 << chunkBits }
+  /// So many chunks are a huge page; or one, if records do not fill it evenly.
+  private static var chunksPerBlock: Int {
+    let bytes = chunkSize * MemoryLayout<Record>.stride
+    return Int(hw_huge_page_size) % bytes == 0 ? Int(hw_huge_page_size) / bytes : 1
+  }
 
   private var chunks: [UnsafeMutablePointer<Record>]
+  /// What the chunks lie in, as it was allocated.
+  private var blocks: [UnsafeMutableRawPointer]
   private var next = 1
   private var free: [UInt32] = []
   private(set) var count = 0
 
-  init() { unsafe chunks = [] }
+  init() { unsafe (chunks, blocks) = ([], []) }
 
   deinit {
-    for index in unsafe chunks.indices { unsafe chunks[index].deallocate() }
+    for index in unsafe blocks.indices { unsafe blocks[index].deallocate() }
   }
 
   /// Stores `record` and returns its index.
@@ -27,13 +34,26 @@ import CFanotify
       self[index] = record
       return index
     }
-    if unsafe next >= chunks.count << Self.chunkBits {
-      unsafe chunks.append(UnsafeMutablePointer<Record>.allocate(capacity: Self.chunkSize))
-    }
+    if unsafe next >= chunks.count << Self.chunkBits { grow() }
     let index = UInt32(next)
     next += 1
     unsafe pointer(index).initialize(to: record)
     return index
+  }
+
+  /// Adds a chunk; those of a table that is large already come in huge pages, so that
+  /// looking at one of very many records does not wait for its address, too.
+  private mutating func grow() {
+    let isLarge = unsafe chunks.count >= Self.chunksPerBlock
+    let count = isLarge ? Self.chunksPerBlock : 1
+    let bytes = count * Self.chunkSize * MemoryLayout<Record>.stride
+    let block = UnsafeMutableRawPointer.allocate(
+      byteCount: bytes,
+      alignment: count > 1 ? Int(hw_huge_page_size) : MemoryLayout<Record>.alignment)
+    if count > 1 { unsafe hw_advise_huge_pages(block, bytes) }
+    unsafe blocks.append(block)
+    let records = unsafe block.bindMemory(to: Record.self, capacity: count * Self.chunkSize)
+    for index in 0..<count { unsafe chunks.append(records + index * Self.chunkSize) }
   }
 
   /// Makes the index free again. What it held is gone.
@@ -225,7 +245,13 @@ struct HashIndex {
     move(Int.max)
     old = slots
     moved = 0
-    slots = [UInt64](repeating: 0, count: max(64, old.count * 2))
+    let size = max(64, old.count * 2)
+    slots = unsafe [UInt64](unsafeUninitializedCapacity: size) { buffer, count in
+      // The whole buffer is initialised, once it is known which pages it has.
+      unsafe hw_advise_huge_pages(buffer.baseAddress, size * MemoryLayout<UInt64>.stride)
+      unsafe buffer.initialize(repeating: 0)
+      count = size
+    }
     mask = slots.count - 1
   }
 
