@@ -8,6 +8,8 @@ import CFanotify
 @safe struct Slab<Record: BitwiseCopyable>: ~Copyable {
   private static var chunkBits: Int { 12 }
   private static var chunkSize: Int { 1 << chunkBits }
+  /// Records of this size, or of half of it, do not lie across two.
+  private static var cacheLine: Int { 64 }
   /// So many chunks are a huge page; or one, if records do not fill it evenly.
   private static var chunksPerBlock: Int {
     let bytes = chunkSize * MemoryLayout<Record>.stride
@@ -49,7 +51,7 @@ import CFanotify
     let bytes = count * Self.chunkSize * MemoryLayout<Record>.stride
     let block = UnsafeMutableRawPointer.allocate(
       byteCount: bytes,
-      alignment: count > 1 ? Int(hw_huge_page_size) : MemoryLayout<Record>.alignment)
+      alignment: count > 1 ? Int(hw_huge_page_size) : Self.cacheLine)
     if count > 1 { unsafe hw_advise_huge_pages(block, bytes) }
     unsafe blocks.append(block)
     let records = unsafe block.bindMemory(to: Record.self, capacity: count * Self.chunkSize)
