@@ -96,6 +96,12 @@ enum { hw_huge_page_size = 2 << 20 };
  */
 void hw_advise_huge_pages(void *memory, size_t size);
 
+/*
+ * Zeroed memory of its own, a huge page if the kernel has one to give; NULL
+ * without memory. munmap(2) gives it back.
+ */
+void *hw_map_huge_page(void);
+
 /* fanotify_init(2) and fanotify_mark(2), -errno on failure. */
 int hw_fanotify_init(unsigned int flags, unsigned int event_flags);
 int hw_fanotify_mark(int group, unsigned int flags, uint64_t mask, int dirfd,

@@ -73,6 +73,9 @@ struct NodeTable: ~Copyable {
 
   init(seed: UInt64) { self.seed = seed }
 
+  /// Bytes that are not of malloc's.
+  var mappedBytes: Int { objects.mappedBytes + further.mappedBytes }
+
   /// Objects in the table.
   var count: Int { objects.count }
 

@@ -1,32 +1,39 @@
 import CFanotify
+import Glibc
 
-/// Records of one trivial type in chunks that never move: growing copies
-/// nothing, and a freed record is used again before a new chunk is made.
+/// Records of one trivial type, of at most 512 bytes, in chunks that never move:
+/// growing copies nothing, and a freed record is used again before a new chunk is
+/// made.
 ///
 /// An index is a record's name; index 0 is never given out, so that 0 can
 /// mean "none".
 @safe struct Slab<Record: BitwiseCopyable>: ~Copyable {
   private static var chunkBits: Int { 12 }
   private static var chunkSize: Int { 1 << chunkBits }
+  private static var chunkBytes: Int { chunkSize * MemoryLayout<Record>.stride }
   /// Records of this size, or of half of it, do not lie across two.
   private static var cacheLine: Int { 64 }
-  /// So many chunks are a huge page; or one, if records do not fill it evenly.
-  private static var chunksPerBlock: Int {
-    let bytes = chunkSize * MemoryLayout<Record>.stride
-    return Int(hw_huge_page_size) % bytes == 0 ? Int(hw_huge_page_size) / bytes : 1
-  }
+  /// How many chunks a huge page has room for.
+  private static var chunksPerPage: Int { Int(hw_huge_page_size) / chunkBytes }
 
+  /// The first `chunksPerPage` are of malloc's; the others lie in huge pages.
   private var chunks: [UnsafeMutablePointer<Record>]
-  /// What the chunks lie in, as it was allocated.
-  private var blocks: [UnsafeMutableRawPointer]
+  /// Bytes in huge pages.
+  private(set) var mappedBytes = 0
   private var next = 1
   private var free: [UInt32] = []
   private(set) var count = 0
 
-  init() { unsafe (chunks, blocks) = ([], []) }
+  init() { unsafe chunks = [] }
 
   deinit {
-    for index in unsafe blocks.indices { unsafe blocks[index].deallocate() }
+    for index in unsafe chunks.indices {
+      if index < Self.chunksPerPage {
+        unsafe chunks[index].deallocate()
+      } else if index % Self.chunksPerPage == 0 {
+        unsafe munmap(chunks[index], Int(hw_huge_page_size))
+      }
+    }
   }
 
   /// Stores `record` and returns its index.
@@ -46,16 +53,19 @@ import CFanotify
   /// Adds a chunk; those of a table that is large already come in huge pages, so that
   /// looking at one of very many records does not wait for its address, too.
   private mutating func grow() {
-    let isLarge = unsafe chunks.count >= Self.chunksPerBlock
-    let count = isLarge ? Self.chunksPerBlock : 1
-    let bytes = count * Self.chunkSize * MemoryLayout<Record>.stride
-    let block = UnsafeMutableRawPointer.allocate(
-      byteCount: bytes,
-      alignment: count > 1 ? Int(hw_huge_page_size) : Self.cacheLine)
-    if count > 1 { unsafe hw_advise_huge_pages(block, bytes) }
-    unsafe blocks.append(block)
-    let records = unsafe block.bindMemory(to: Record.self, capacity: count * Self.chunkSize)
-    for index in 0..<count { unsafe chunks.append(records + index * Self.chunkSize) }
+    guard unsafe chunks.count >= Self.chunksPerPage else {
+      let chunk = UnsafeMutableRawPointer.allocate(
+        byteCount: Self.chunkBytes, alignment: Self.cacheLine)
+      unsafe chunks.append(chunk.bindMemory(to: Record.self, capacity: Self.chunkSize))
+      return
+    }
+    guard let page = unsafe hw_map_huge_page() else { fatalError("out of memory") }
+    let capacity = Self.chunksPerPage * Self.chunkSize
+    let records = unsafe page.bindMemory(to: Record.self, capacity: capacity)
+    for index in 0..<Self.chunksPerPage {
+      unsafe chunks.append(records + index * Self.chunkSize)
+    }
+    mappedBytes += Int(hw_huge_page_size)
   }
 
   /// Makes the index free again. What it held is gone.
