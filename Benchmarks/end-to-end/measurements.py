@@ -9,6 +9,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import tempfile
 import time
 
 from machine import (BINARY, Daemon, client, cpu, filesystem, processes, program, rss, run,
@@ -141,6 +142,29 @@ def storm_part(options, report):
     return results
 
 
+def watchman():
+    """watchman with a subscription for everything below a directory."""
+    path = filesystem("watchman")
+    place = tempfile.mkdtemp(prefix="watchman-", dir=os.path.dirname(path))
+    sock, output = os.path.join(place, "sock"), os.path.join(place, "out")
+    process = start(["watchman", "--foreground", "--no-save-state", "--sockname=" + sock,
+                     "--logfile=" + os.path.join(place, "log"),
+                     "--pidfile=" + os.path.join(place, "pid")], stderr=subprocess.DEVNULL)
+    while not os.path.exists(sock):
+        time.sleep(0.05)
+    with open(output, "wb") as file:
+        client = subprocess.Popen(["watchman", "--sockname=" + sock, "-p", "-j"],
+                                  stdin=subprocess.PIPE, stdout=file, stderr=subprocess.DEVNULL)
+    processes.append(client)
+    for request in (["watch", path], ["subscribe", path, "s", {"fields": ["name", "exists"]}]):
+        client.stdin.write(json.dumps(request).encode() + b"\n")
+        client.stdin.flush()
+        time.sleep(1)
+    watcher = Watcher("watchman", path, process)
+    watcher.output, watcher.client = output, client
+    return watcher
+
+
 def peers(options, report):
     """The same storm under other watchers, if they are installed."""
     commands = {
@@ -164,16 +188,22 @@ def peers(options, report):
         watcher = Watcher(name, path, process)
         watcher.output = output
         watchers.append(watcher)
+    if shutil.which("watchman"):
+        watchers.append(watchman())
+    else:
+        print("watchman: not installed (apt-get install watchman)")
     rounds(watchers, options, "churn", 30_000)
     show(watchers, r2)
     report["peers"] = figures(watchers)
     for w in watchers:
         if hasattr(w, "output"):
-            w.process.kill()
-            w.process.wait()
+            for process in (w.process, getattr(w, "client", w.process)):
+                process.kill()
+                process.wait()
             with open(w.output, "rb") as file:
                 lines = sum(1 for _ in file)
-            print(f"{w.name}: {lines} lines for {w.changes} changes in the measured rounds")
+            what = "lines" if w.name != "watchman" else "lines of JSON, four a file and more"
+            print(f"{w.name}: {lines} {what} for {w.changes} changes in the measured rounds")
             report["peers"][w.name]["lines"] = lines
     end([w for w in watchers if w in (r2, hostwatchd)], report, "peers")
     return {}
@@ -212,26 +242,42 @@ def sessions(options, report):
 
 
 def latency(options, report):
-    """A lone change on an idle host, from the write to the event, against R3."""
+    """A lone change on an idle host, from the write to the event, against R3.
+
+    One after the other, as the scheduler places them; then side by side and all on one
+    processor, which the other's work keeps from getting cold."""
     path, other = filesystem("latency"), filesystem("latency-r3")
-    daemon = Daemon(BINARY, "latency")
-    count = 100 if options.quick else 400
-    mine, theirs = [], []
-    for _ in range(options.rounds):
-        for fs, results in ((path, mine), (other, theirs)):
-            with open(os.path.join(fs, "d0/f"), "w", encoding="ascii"):
-                pass
-        theirs.append(json.loads(run(program("reference"), "r3", other,
-                                     os.path.join(other, "d0/f"), str(count), "4000")))
-        mine.append(json.loads(run(program("client"), daemon.socket, path, "latency",
-                                   "d0/f", str(count), "4000")))
-    daemon.stop()
-    report["latency"] = {"hostwatchd": mine, "R3": theirs}
+    for fs in (path, other):
+        with open(os.path.join(fs, "d0/f"), "w", encoding="ascii"):
+            pass
+    count = str(100 if options.quick else 400)
     results = {}
-    for key in ("p50", "p99"):
-        a, b = [[one[f"{key}_ns"] / 1000 for one in all_] for all_ in (mine, theirs)]
-        print(f"{key}: hostwatchd {spread(a)} µs, R3 {spread(b)} µs")
-        results["latency_" + key] = median([x / y for x, y in zip(a, b)])
+    report["latency"] = {}
+    everywhere = os.sched_getaffinity(0)
+    for key, where in (("latency", everywhere), ("latency_one", {min(everywhere)})):
+        os.sched_setaffinity(0, where)
+        try:
+            daemon = Daemon(BINARY, key)
+            r3 = [program("reference"), "r3", other, os.path.join(other, "d0/f"), count, "4000"]
+            own = [program("client"), daemon.socket, path, "latency", "d0/f", count, "4000"]
+            mine, theirs = [], []
+            for _ in range(options.rounds):
+                if key == "latency":
+                    theirs.append(json.loads(run(*r3)))
+                    mine.append(json.loads(run(*own)))
+                else:
+                    beside = start(r3)
+                    mine.append(json.loads(run(*own)))
+                    theirs.append(json.loads(beside.communicate()[0]))
+            daemon.stop()
+        finally:
+            os.sched_setaffinity(0, everywhere)
+        report["latency"][key] = {"hostwatchd": mine, "R3": theirs}
+        for part in ("p50", "p99"):
+            a, b = [[one[f"{part}_ns"] / 1000 for one in all_] for all_ in (mine, theirs)]
+            results[f"{key}_{part}"] = median([x / y for x, y in zip(a, b)])
+            print(f"{key} {part}: hostwatchd {spread(a)} µs, R3 {spread(b)} µs, "
+                  f"ratio {results[f'{key}_{part}']:.2f}")
     return results
 
 
