@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 
-from machine import (BINARY, Daemon, client, cpu, filesystem, processes, program, rss, run,
+from machine import (BINARY, Daemon, client, cpu, filesystem, mounts, processes, program, rss, run,
                      start, stop, storm, wait_until_idle)
 
 
@@ -417,5 +417,38 @@ def full_speed(options, report):
             "full_speed_missing": done["rounds"] - told["create"]}
 
 
+def replay(options, report):
+    """From a change on the host to its inotify event on a mount, against the change's own."""
+    path, other = filesystem("replay"), filesystem("replay-native")
+    daemon = Daemon(BINARY, "replay")
+    mountpoint = tempfile.mkdtemp(prefix="mount-", dir=os.path.dirname(path))
+    server = start([os.path.join(os.path.dirname(BINARY), "hostwatchfs"), "-f", "--socket",
+                    daemon.socket, path, mountpoint])
+    mounts.append(mountpoint)
+    while not os.path.ismount(mountpoint):
+        time.sleep(0.02)
+    count = "50" if options.quick else "200"
+    report["replay"] = {}
+
+    def latencies(changed, watched):
+        lines = run(program("notice"), changed, watched, count, "4000").splitlines()
+        return {kind: json.loads(rest) for kind, rest in (line.split(" ", 1) for line in lines)}
+
+    runs = [(latencies(os.path.join(other, "d0"), os.path.join(other, "d0")),
+             latencies(os.path.join(path, "d0"), os.path.join(mountpoint, "d0")))
+            for _ in range(3)]
+    for kind in runs[0][0]:
+        report["replay"][kind] = [{"native": a[kind], "mount": b[kind]} for a, b in runs]
+        for part in ("p50", "p99"):
+            a, b = [[one[side][kind][f"{part}_ns"] / 1000 for one in runs] for side in (0, 1)]
+            print(f"{kind:7} {part}: native {spread(a)} µs, mount {spread(b)} µs, "
+                  f"ratio {median([y / x for x, y in zip(a, b)]):.1f}")
+    run("umount", mountpoint)
+    mounts.remove(mountpoint)
+    server.wait(20)
+    daemon.stop()
+    return {}
+
+
 PARTS = [storm_part, sessions, rates, latency, nodes, register, resync, startup, full_speed,
-         peers]
+         peers, replay]

@@ -521,6 +521,7 @@ class CommandTest(DaemonTest):
                 ((self.share, where, "--socket", nobody), 69, b"no hostwatchd listens"),
                 (("/proc", where, "--socket", self.daemon.socket), 69, b"cannot watch"),
                 ((self.share, where, "-o", "nonsense"), 64, b"no such option"),
+                ((self.share, where, "-o", "access,events=none"), 64, b"nobody tells"),
                 ((self.share, where, "-o", "events=some"), 64, b"replay, invalidate or none"),
                 ((self.share, where, "-o", "timeout=x"), 64, b"seconds"),
                 ((self.share, where + "none"), 71, b"No such file"),
