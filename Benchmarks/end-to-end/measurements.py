@@ -417,16 +417,71 @@ def full_speed(options, report):
             "full_speed_missing": done["rounds"] - told["create"]}
 
 
+class Mount:
+    """A directory served by hostwatchfs."""
+
+    def __init__(self, daemon, source, *arguments):
+        self.path = tempfile.mkdtemp(prefix="mount-", dir=os.path.dirname(source))
+        self.server = start([os.path.join(os.path.dirname(BINARY), "hostwatchfs"), "-f", "--socket",
+                             daemon.socket, *arguments, source, self.path])
+        mounts.append(self.path)
+        while not os.path.ismount(self.path):
+            time.sleep(0.02)
+
+    def end(self):
+        run("umount", self.path)
+        mounts.remove(self.path)
+        self.server.wait(20)
+
+
+def worktree(options, report):
+    """git status and find in a work tree on a mount, warm, against the work tree itself and
+    against a mount whose caches do not last."""
+    path = filesystem("worktree")
+    tree = os.path.join(path, "tree")
+    folders, files = (20, 10) if options.quick else (200, 50)
+    for folder in range(folders):
+        os.makedirs(os.path.join(tree, f"f{folder % 10}", f"g{folder}"))
+        for file in range(files):
+            with open(os.path.join(tree, f"f{folder % 10}", f"g{folder}", f"{file}.c"), "w",
+                      encoding="ascii") as one:
+                one.write(f"int f{folder}_{file};\n")
+    git = ["git", "-c", "user.name=b", "-c", "user.email=b@localhost", "-c", "safe.directory=*",
+           "-C"]
+    run(*git, tree, "init", "-q")
+    run(*git, tree, "add", ".")
+    run(*git, tree, "commit", "-q", "-m", "all")
+    daemon = Daemon(BINARY, "worktree")
+    kept, lost = Mount(daemon, tree), Mount(daemon, tree, "-o", "events=none,timeout=0")
+    places = {"native": tree, "mount": kept.path, "timeout=0": lost.path}
+    commands = {"git status": lambda place: [*git, place, "status", "--porcelain"],
+                "find": lambda place: ["find", place, "-size", "+1000k"]}
+    report["worktree"] = {}
+    for what, command in commands.items():
+        seconds = {name: [] for name in places}
+        for turn in range(7):
+            for name, place in places.items():
+                began = time.monotonic()
+                output = run(*command(place))
+                if turn >= 2:  # the caches are filled
+                    seconds[name].append(time.monotonic() - began)
+                if output:
+                    raise RuntimeError(f"{what}: {output}")
+        report["worktree"][what] = seconds
+        native, own, none = (median(seconds[name]) for name in places)
+        print(f"{what}: native {native * 1000:.1f} ms, on the mount {own * 1000:.1f} ms "
+              f"({own / native:.2f} x), with timeout=0 {none * 1000:.1f} ms ({none / own:.1f} x that)")
+    kept.end()
+    lost.end()
+    daemon.stop()
+    return {}
+
+
 def replay(options, report):
     """From a change on the host to its inotify event on a mount, against the change's own."""
     path, other = filesystem("replay"), filesystem("replay-native")
     daemon = Daemon(BINARY, "replay")
-    mountpoint = tempfile.mkdtemp(prefix="mount-", dir=os.path.dirname(path))
-    server = start([os.path.join(os.path.dirname(BINARY), "hostwatchfs"), "-f", "--socket",
-                    daemon.socket, path, mountpoint])
-    mounts.append(mountpoint)
-    while not os.path.ismount(mountpoint):
-        time.sleep(0.02)
+    mount = Mount(daemon, path)
     count = "50" if options.quick else "200"
     report["replay"] = {}
 
@@ -435,7 +490,7 @@ def replay(options, report):
         return {kind: json.loads(rest) for kind, rest in (line.split(" ", 1) for line in lines)}
 
     runs = [(latencies(os.path.join(other, "d0"), os.path.join(other, "d0")),
-             latencies(os.path.join(path, "d0"), os.path.join(mountpoint, "d0")))
+             latencies(os.path.join(path, "d0"), os.path.join(mount.path, "d0")))
             for _ in range(3)]
     for kind in runs[0][0]:
         report["replay"][kind] = [{"native": a[kind], "mount": b[kind]} for a, b in runs]
@@ -443,12 +498,10 @@ def replay(options, report):
             a, b = [[one[side][kind][f"{part}_ns"] / 1000 for one in runs] for side in (0, 1)]
             print(f"{kind:7} {part}: native {spread(a)} µs, mount {spread(b)} µs, "
                   f"ratio {median([y / x for x, y in zip(a, b)]):.1f}")
-    run("umount", mountpoint)
-    mounts.remove(mountpoint)
-    server.wait(20)
+    mount.end()
     daemon.stop()
     return {}
 
 
 PARTS = [storm_part, sessions, rates, latency, nodes, register, resync, startup, full_speed,
-         peers, replay]
+         peers, replay, worktree]

@@ -37,6 +37,11 @@ def children(pid, name):
     return found
 
 
+def mount_id(path):
+    with open("/proc/self/mountinfo", encoding="utf-8") as table:
+        return next((int(line.split()[0]) for line in table if line.split()[4] == path), None)
+
+
 class MountedTest(unittest.TestCase):
     attempts = 3  # see runner.py
 
@@ -119,6 +124,24 @@ class ReplayTest(MountedTest):
         replayer = self.replayer(mount)
         mount.unmount()
         fusefs.wait_until(lambda: not os.path.exists(f"/proc/{replayer}"), "the replayer ends")
+
+    def test_another_mount_gets_the_id(self):
+        """The kernel gives a mount's id out again at once: what is mounted next has it."""
+        mount = self.mounted()
+        before = mount_id(mount.path)
+        mount.process.send_signal(signal.SIGSTOP)
+        try:
+            subprocess.run(["umount", "-l", mount.path], check=True)
+            others = []
+            while before not in map(mount_id, others) and len(others) < 50:
+                others.append(scratch.new_path("other"))
+                os.mkdir(others[-1])
+                subprocess.run(["mount", "-t", "tmpfs", "other", others[-1]], check=True)
+                self.addCleanup(subprocess.run, ["umount", others[-1]], check=True)
+            self.assertIn(before, map(mount_id, others), "the id is not given out again")
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
+        self.assertEqual(mount.process.wait(TIMEOUT), 0, mount.log())
 
     def test_nobody_sees_the_orphanage(self):
         mount = self.mounted()
