@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -428,6 +429,13 @@ class Mount:
         while not os.path.ismount(self.path):
             time.sleep(0.02)
 
+    def ask(self, word):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+            peer.settimeout(60)
+            peer.connect(f"/run/hostwatchfs/{self.server.pid}.sock")
+            peer.send(word.encode())
+            return peer.recv(1 << 20).decode()
+
     def end(self):
         run("umount", self.path)
         mounts.remove(self.path)
@@ -498,6 +506,22 @@ def replay(options, report):
             a, b = [[one[side][kind][f"{part}_ns"] / 1000 for one in runs] for side in (0, 1)]
             print(f"{kind:7} {part}: native {spread(a)} µs, mount {spread(b)} µs, "
                   f"ratio {median([y / x for x, y in zip(a, b)]):.1f}")
+    report["replay_rates"] = {}
+    for directory in os.listdir(mount.path):
+        os.listdir(os.path.join(mount.path, directory))
+    for rate in (5_000, 20_000, 0):
+        before = json.loads(mount.ask("status"))
+        seconds = 1 if options.quick else 5
+        done = storm(path, "churn", 0, rate // 4, seconds)
+        ended = time.monotonic()
+        mount.ask("sync")
+        lag = time.monotonic() - ended
+        after = json.loads(mount.ask("status"))
+        moved = {word: after[word] - before[word]
+                 for word in ("replayed", "superseded", "invalidated", "settled")}
+        report["replay_rates"][str(rate)] = {"storm": done, "lag_s": lag, **moved}
+        print(f"{done['changes'] / (done['wall_ns'] / 1e9):.0f} changes/s for {seconds} s: the last "
+              f"was told {lag * 1000:.0f} ms after it was made; {moved}")
     mount.end()
     daemon.stop()
     return {}
