@@ -186,9 +186,15 @@ int hwc_open_session(struct hostwatch *h)
 	if (!connected || !disconnected) {
 		r = hwc_error(-ENOMEM, "no memory");
 	} else {
+		/* Waits without the lock: another thread may be first. */
 		hwc_settle(h);
-		h->state = HWC_OPENING;
-		r = establish(h);
+		if (h->state == HWC_DOWN) {
+			h->state = HWC_OPENING;
+			r = establish(h);
+		} else {
+			r = hwc_error(h->state == HWC_UP ? -EISCONN : -EALREADY,
+				      "another thread connects");
+		}
 	}
 	if (!r) {
 		h->state = HWC_UP;

@@ -96,6 +96,13 @@ package final class ReplayEngine: Sendable {
     if isFirst { queue.change { $0.isDisturbed = true } }
   }
 
+  /// A request of the mount's own users has removed a directory. As long as the replayer
+  /// has it open, its watchers are not told of its end.
+  package func guestRemoved(_ directory: NodeID) {
+    guard replayerID != 0 else { return }
+    queue.change { $0.removed.append(directory) }
+  }
+
   /// Everything in the view is compared with the host once the queue is empty,
   /// and what differs is told: after records were lost.
   package func settle(_ places: [Place]) {

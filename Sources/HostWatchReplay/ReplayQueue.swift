@@ -27,6 +27,8 @@ struct ReplayQueue: Sendable {
   var replayerEnded: Int32?
   /// Something else than a record is to be looked at.
   var isDisturbed = false
+  /// Directories that the mount's own users have removed: the replayer may have them open.
+  var removed: [NodeID] = []
 
   mutating func append(_ record: Record, arrived: UInt64) {
     let number = base + UInt64(items.count)
@@ -56,10 +58,10 @@ struct ReplayQueue: Sendable {
 
   mutating func removeAll() -> [Item] {
     defer {
-      let closed = (isClosed, replayerEnded, isDisturbed)
+      let kept = (isClosed, replayerEnded, isDisturbed, removed)
       let next = base + UInt64(items.count)
       self = ReplayQueue()
-      (isClosed, replayerEnded, isDisturbed) = closed
+      (isClosed, replayerEnded, isDisturbed, removed) = kept
       base = next
     }
     return items[head...].compactMap { $0 }

@@ -47,6 +47,12 @@ final class Worker {
         engine.figuresState.withLock { $0.lagNanoseconds = lag }
       case .overrun(let items):
         for item in items { summarize(item.record) }
+      case .removed(let directories):
+        for directory in directories where replayer != nil {
+          _ = call(
+            request(REPLAY_DROP, Place(.none, []), object: directory), Place(.none, []),
+            Place(.none, []))
+        }
       case .quiet:
         settle()
       case .replayerEnded(let pid):
@@ -62,6 +68,8 @@ final class Worker {
     case record(ReplayQueue.Item)
     /// Too many to be replayed one by one.
     case overrun([ReplayQueue.Item])
+    /// Their end must not wait for the replayer.
+    case removed([NodeID])
     case quiet
     case replayerEnded(pid_t)
   }
@@ -84,6 +92,10 @@ final class Worker {
         if let pid = queue.replayerEnded {
           queue.replayerEnded = nil
           return .replayerEnded(pid)
+        }
+        if !queue.removed.isEmpty {
+          defer { queue.removed = [] }
+          return .removed(queue.removed)
         }
         if queue.count > ReplayEngine.maxWaiting {
           queue.isBusy = true

@@ -106,6 +106,8 @@ protocol Interceptor: AnyObject, Sendable {
   /// A client's own operation on names was done and is about to be answered:
   /// what its watchers will be told. 0 stands for absent.
   func clientChanged(_ entry: View.Entry, to node: UInt64)
+  /// A client's own operation has removed this directory.
+  func clientRemoved(_ directory: UInt64)
 }
 
 extension Interceptor {
@@ -119,4 +121,5 @@ extension Interceptor {
   }
   func open(_ request: Request, _ node: UInt64, _ file: inout OpenReply) -> Bool { false }
   func clientChanged(_ entry: View.Entry, to node: UInt64) {}
+  func clientRemoved(_ directory: UInt64) {}
 }

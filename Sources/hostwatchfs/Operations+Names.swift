@@ -109,6 +109,7 @@ extension Server {
     guard let gone else { return }
     view.keep(gone.descriptor, for: gone.id)
     backing.drop(gone.id)
+    if view.node(gone.id)?.isDirectory == true { interceptor?.clientRemoved(gone.id) }
   }
 
   func checkWritable() throws(Failure) {

@@ -125,6 +125,26 @@ class ReplayTest(MountedTest):
         mount.unmount()
         fusefs.wait_until(lambda: not os.path.exists(f"/proc/{replayer}"), "the replayer ends")
 
+    def test_a_client_removes_what_the_replayer_has_used(self):
+        """The end of a directory is told at once, though the host had changed it before."""
+        mount = self.mounted()
+        here = [os.path.join(mount.path, name) for name in ("removed", "overwritten", "other")]
+        for name in ("removed", "overwritten", "other"):
+            os.mkdir(self.path(name))
+        mount.sync()
+        watches = [self.watch(path) for path in here[:2]]
+        for name in ("removed", "overwritten"):
+            os.mkdir(self.path(name, "sub"))
+            os.rmdir(self.path(name, "sub"))
+        created = [("CREATE|ISDIR", "sub"), ("DELETE|ISDIR", "sub")]
+        for watch in watches:
+            self.told(watch, created)
+        os.rmdir(here[0])
+        os.rename(here[2], here[1])
+        end = [("DELETE_SELF", ""), ("IGNORED", "")]
+        self.told(watches[0], end)
+        self.told(watches[1], [("ATTRIB|ISDIR", ""), *end])
+
     def test_another_mount_gets_the_id(self):
         """The kernel gives a mount's id out again at once: what is mounted next has it."""
         mount = self.mounted()

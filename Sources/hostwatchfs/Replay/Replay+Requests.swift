@@ -131,4 +131,6 @@ extension Replay: Interceptor {
   func clientChanged(_ entry: View.Entry, to node: UInt64) {
     engine?.guestChanged(Place(entry), to: node == 0 ? nil : NodeID(node))
   }
+
+  func clientRemoved(_ directory: UInt64) { engine?.guestRemoved(NodeID(directory)) }
 }
