@@ -91,6 +91,7 @@ class Site:
     def __init__(self, call, way, number, shown):
         self.call, self.way, self.shown = call, way, shown
         self.numbers = [number]
+        self.key = None
 
     def __str__(self):
         return f"{self.call} of {name_of(self.way)}"
@@ -140,6 +141,7 @@ def read_sites(path, program):
             sites[key].numbers.append(number)
         else:
             sites[key] = Site(call, own, number, shown)
+            sites[key].key = key
             found.append(sites[key])
 
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -190,9 +192,7 @@ class TracedDaemon(Daemon):
         super().__init__(start=False, **fields)
         self.trace = os.path.join(self.directory, "trace")
         # -D: the process that is started is the daemon, strace its grandchild.
-        options = ["strace", "-D", "-q", "-o", self.trace, "--seccomp-bpf", "-f"]
-        options.remove("-f")
-        options.remove("--seccomp-bpf")
+        options = ["strace", "-D", "-q", "-o", self.trace]
         if fault:
             call = fault.site.call
             options += ["-e", f"trace={call}",
@@ -201,6 +201,7 @@ class TracedDaemon(Daemon):
             options += ["-e", f"trace={','.join(calls)}"]
         if stacks:
             options.append("-k")
+        self.own_command = self.command
         self.command = options + self.command
 
     @property
@@ -330,7 +331,8 @@ class World:
         for name in ("share", "outside"):
             os.makedirs(os.path.join(self.base, name))
         self.fault = fault
-        self.daemon = None
+        self.daemons = []
+        self.traced = None  # the one that is looked at
         self.parties = []
         self.logs = []
         self.is_told = False
@@ -338,6 +340,15 @@ class World:
 
     def path(self, *names):
         return os.path.join(self.base, *names)
+
+    @property
+    def daemon(self):
+        """The one that runs."""
+        return self.daemons[-1] if self.daemons else None
+
+    @daemon.setter
+    def daemon(self, daemon):
+        self.daemons.append(daemon)
 
     def log(self):
         return "".join(self.logs) + (self.daemon.log() if self.daemon else "")
@@ -388,8 +399,8 @@ class World:
     def close(self):
         for party in self.parties:
             party.close()
-        if self.daemon:
-            self.daemon.kill()
+        for daemon in self.daemons:
+            daemon.kill()
         shutil.rmtree(self.base, ignore_errors=True)
 
 
