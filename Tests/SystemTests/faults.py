@@ -15,9 +15,9 @@ import time
 import unittest
 
 import scratch
-from daemon import Daemon, binary
+from daemon import Daemon
 from histories import Server
-from hostwatch import NODES, TREE, Client, Detached, HungUp, Lost, Refused
+from hostwatch import NODES, TREE, Client, HungUp, Lost, Refused
 from model import TreeModel
 
 REALTIME_COARSE = 5
@@ -205,13 +205,13 @@ class TracedDaemon(Daemon):
         self.command = options + self.command
 
     @property
-    def was_hit(self):
-        """Whether the call was reached that was to fail."""
+    def injected(self):
+        """The call that failed, as strace shows it; "" if it was not reached."""
         try:
             with open(self.trace, encoding="utf-8", errors="replace") as file:
-                return "(INJECTED)" in file.read()
+                return next((line for line in file if "(INJECTED)" in line), "")
         except FileNotFoundError:
-            return False
+            return ""
 
 
 class Connection(Client):
