@@ -4,6 +4,7 @@ import CHostWatch
 extension HostWatchClient {
   /// What a session is to watch and how: the INIT message.
   public struct Attachment: Sendable {
+    /// What the session is about.
     public enum Root: Sendable, Hashable {
       /// A share of the daemon's configuration.
       case share(String)
@@ -11,6 +12,7 @@ extension HostWatchClient {
       case directory(Int32)
     }
 
+    /// In whose terms events are told, and about what.
     public enum Mode: UInt16, Sendable {
       /// Events about what is registered, in the server's own identities.
       case nodes = 1
@@ -18,9 +20,14 @@ extension HostWatchClient {
       case tree = 2
     }
 
+    /// The directory whose changes are told.
     public var root: Root
+    /// `.nodes` for FUSE servers.
     public var mode: Mode
+    /// What is left out or added; not every peer is granted everything
+    /// (``HostWatchClient/Session/options``).
     public var options: Options
+    /// What is told of a node that asks for nothing else; empty means ``EventMask/defaultEvents``.
     public var events: EventMask
     /// The longest time the daemon may hold events back to batch them; 0
     /// means to send at once.
@@ -32,6 +39,7 @@ extension HostWatchClient {
     /// With `.suppressEcho`: whose changes are left out; 0 is this process.
     public var echoProcess: UInt32 = 0
 
+    /// A session with the daemon's own limits; change the properties for others.
     public init(
       _ root: Root, mode: Mode = .nodes, options: Options = [],
       events: EventMask = .defaultEvents
@@ -74,6 +82,7 @@ extension HostWatchClient {
     /// means that nothing is to be checked.
     public var since: Moment
 
+    /// An object as the server has it open and names it.
     public init(
       _ node: NodeID, descriptor: Int32, interest: EventMask = [], since: Moment = .none
     ) {
@@ -86,14 +95,18 @@ extension HostWatchClient {
 
   /// A time on CLOCK_REALTIME, as filesystems stamp their inodes.
   public struct Moment: Sendable, Hashable {
+    /// Since 1970-01-01 00:00:00 UTC.
     public var seconds: Int64
+    /// 0 … 999,999,999.
     public var nanoseconds: UInt32
 
+    /// As in `struct timespec`.
     public init(seconds: Int64, nanoseconds: UInt32) {
       self.seconds = seconds
       self.nanoseconds = nanoseconds
     }
 
+    /// No moment: nothing is compared with it.
     public static let none = Moment(seconds: 0, nanoseconds: 0)
 
     /// The present, such that every change from now on has a later ctime:

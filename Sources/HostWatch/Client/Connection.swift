@@ -6,6 +6,7 @@ import Synchronization
 extension HostWatchClient {
   /// A call to the daemon that failed.
   public enum Failure: Error, Sendable, Equatable, CustomStringConvertible {
+    /// A system call of this process failed.
     case system(SystemError)
     /// The daemon said no, and why.
     case refused(Refusal)
@@ -146,7 +147,10 @@ extension HostWatchClient.Connection {
   /// Sends a request and waits for its reply. What the daemon sends in
   /// between goes to `notification`.
   ///
-  /// - Parameter timeoutMilliseconds: the longest silence, -1 for ever.
+  /// - Parameters:
+  ///   - request: what has a reply: not FORGET.
+  ///   - timeoutMilliseconds: the longest silence, -1 for ever.
+  ///   - notification: called for each message that is not the reply.
   public func call(
     _ request: HostWatchClient.Request, timeoutMilliseconds: Int32 = -1,
     notification: (HostWatchClient.Packet) -> Void = { _ in }

@@ -46,8 +46,10 @@ extension HostWatchClient {
     /// If it throws, or the connection is lost, everything begins anew with the
     /// same `since`.
     public var register: @Sendable (HostWatchClient, Moment) async throws -> Void
+    /// The shortest time between two of the client's own SYNCs, in milliseconds.
     public var syncIntervalMilliseconds: UInt32
 
+    /// `register` is called for each new session.
     public init(
       syncIntervalMilliseconds: UInt32 = 1000,
       register: @escaping @Sendable (HostWatchClient, Moment) async throws -> Void
