@@ -121,7 +121,8 @@ public final class Hub {
     } catch {
       return report(
         Diagnostic(
-          .sessionRefused, .warning, "A connection was closed, since it is not known whose it is: \(error).",
+          .sessionRefused, .warning,
+          "A connection was closed, since it is not known whose it is: \(error).",
           errno: error.code))
     }
     // Connections without INIT are bounded as sessions are: they are closed
