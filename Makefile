@@ -8,7 +8,7 @@ LIBDIR ?= $(PREFIX)/lib
 include packaging/library.mk
 
 .DEFAULT_GOAL = help
-.PHONY: help build release test bench bench-pieces bench-check soak fuzz demo docc install uninstall deb install-packages format lint clean
+.PHONY: help build release test bench bench-pieces bench-check soak fuzz faults test-asan test-tsan demo docc install uninstall deb install-packages format lint clean
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -52,6 +52,19 @@ soak: build
 #: make fuzz SECONDS=60   the fuzzers, each for so long (root for one of them)
 fuzz:
 	scripts/fuzz $(or $(SECONDS),60)
+
+#: make faults            each system call of the daemon fails, in turn, with each errno;
+#:                        some 15 minutes (root)
+faults: build
+	HOSTWATCH_FAULTS=all Tests/SystemTests/run test_faults
+
+#: make test-asan         the unit and kernel tests under AddressSanitizer
+test-asan:
+	SWIFT="$(SWIFT)" scripts/test-sanitized address
+
+#: make test-tsan         the clients, with their threads, under ThreadSanitizer
+test-tsan:
+	SWIFT="$(SWIFT)" scripts/test-sanitized thread
 
 #: make demo              shows the daemon at work on a scratch filesystem; installs
 #:                        missing packages and builds (root)

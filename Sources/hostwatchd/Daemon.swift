@@ -18,6 +18,9 @@ final class Daemon {
   private var status: StatusReporter?
   private var watchdog: Watchdog?
   private var isStopping = false
+  private var readiness: (any LoopTimer)?
+  /// How often READY=1 could not be sent.
+  private var unready = 0
 
   /// Runs the daemon until a signal ends it.
   static func run(source: ConfigurationSource, configuration: Configuration, logger: Logger) throws
@@ -90,7 +93,10 @@ final class Daemon {
     logger.notice(
       "hostwatchd \(daemonVersion) serves \(place), \(configuration.shareCount)",
       metadata: .of(.started))
-    ServiceManager.started(status: status.current())
+    readiness = try loop.timer(priority: .normal) { [unowned self] in
+      tellReady(ServiceManager.ready(status: self.status?.current() ?? ""))
+    }
+    tellReady(ServiceManager.started(status: status.current()))
     let code = try loop.run()
     diagnostics.finish()
     logger.notice("hostwatchd stopped", metadata: .of(.stopped))
@@ -150,8 +156,27 @@ final class Daemon {
   private func finishReload(_ refusal: String?) {
     hub.reloads += 1
     hub.reloadError = refusal
-    ServiceManager.ready(status: status?.current() ?? "")
+    unready = 0
+    tellReady(ServiceManager.ready(status: status?.current() ?? ""))
   }
+
+  /// A manager that has not heard READY=1 waits for it, and ends the daemon at last:
+  /// what could not be sent is sent again.
+  private func tellReady(_ result: Int32) {
+    guard result < 0, !isStopping else { return }
+    if unready == 0 {
+      logger.warning(
+        "the service manager could not be told READY=1: \(SystemError("sendmsg", -result)); it is tried again for \(Self.readyAttempts) seconds"
+      )
+    }
+    unready += 1
+    guard unready <= Self.readyAttempts else { return }
+    // At once first: most often a descriptor or memory was missing for a moment.
+    readiness?.arm(afterMicroseconds: unready == 1 ? 50_000 : 1_000_000)
+  }
+
+  /// systemd's own patience, in seconds.
+  private static let readyAttempts = 90
 
   private func adopt(_ new: Configuration) {
     let old = configuration

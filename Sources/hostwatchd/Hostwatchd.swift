@@ -14,8 +14,8 @@ struct Hostwatchd: ParsableCommand {
       socket from the service manager, hostwatchd binds its own. SIGHUP reloads the \
       configuration, SIGTERM and SIGINT end the daemon in order.
 
-      Exit codes: 0 ended in order, 64 usage, 69 unavailable, 70 a bug, 77 no permission, \
-      78 configuration.
+      Exit codes: 0 ended in order, 64 usage, 69 unavailable, 70 a bug, 71 a system call \
+      failed, 77 no permission, 78 configuration.
       """,
     version: "hostwatchd \(daemonVersion)")
 
@@ -85,6 +85,12 @@ struct Hostwatchd: ParsableCommand {
       return StartFailure.Code.configuration.rawValue
     } catch let failure as StartFailure {
       logger.critical("\(failure.message)", metadata: .of(failure.messageID))
+      ServiceManager.failed(failure.message)
+      return failure.code.rawValue
+    } catch let error as SystemError {
+      let failure = StartFailure(
+        .systemCall, "\(error): hostwatchd cannot go on without it; clients connect anew")
+      logger.critical("\(failure.message)", metadata: .of(.startFailed))
       ServiceManager.failed(failure.message)
       return failure.code.rawValue
     } catch {

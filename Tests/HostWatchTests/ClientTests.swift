@@ -5,7 +5,7 @@ import Testing
 @testable import HostWatch
 
 /// The client against a fake daemon.
-@Suite(.timeLimit(.minutes(1))) struct ClientTests {
+@Suite(.timeLimit(.minutes(3))) struct ClientTests {
   typealias Client = HostWatchClient
   private static let attachment = Client.Attachment(.share("src"))
 

@@ -7,7 +7,12 @@ extension WatchedFilesystem {
   convenience init(directory: Int32, report: @escaping (Diagnostic) -> Void) throws(WatchError) {
     // The filesystem's top level, where it is mounted anywhere: from there every
     // directory can be found, and a btrfs subvolume can be marked only so.
-    let topLevel = Self.topLevel(of: directory)
+    let topLevel: DescriptorList?
+    do throws(SystemError) {
+      topLevel = try Self.topLevel(of: directory)
+    } catch {
+      throw WatchError(error, "\(error).")
+    }
     defer { withExtendedLifetime(topLevel) {} }
     let markable = topLevel?.numbers.first ?? directory
     let group = try FanotifyGroup(marking: markable)
@@ -35,16 +40,19 @@ extension WatchedFilesystem {
   }
 
   /// The root directory of the filesystem, through any mount that shows it.
-  private static func topLevel(of directory: Int32) -> DescriptorList? {
-    guard let status = try? Syscall.status(of: directory),
-      let table = try? MountTable.entries(),
-      let device = table.first(where: { $0.id == status.mountID })?.device
-    else { return nil }
+  private static func topLevel(of directory: Int32) throws(SystemError) -> DescriptorList? {
+    let status = try Syscall.status(of: directory)
+    let table = try MountTable.entries()
+    guard let device = table.first(where: { $0.id == status.mountID })?.device else { return nil }
     for entry in table where entry.device == device && entry.root == [0x2f] {
-      guard let open = try? Syscall.openDirectory(entry.mountPoint),
-        let found = try? Syscall.status(of: open.rawValue), found.mountID == entry.id
-      else { continue }
-      return DescriptorList([open.take()])
+      do throws(SystemError) {
+        let open = try Syscall.openDirectory(entry.mountPoint)
+        guard try Syscall.status(of: open.rawValue).mountID == entry.id else { continue }
+        return DescriptorList([open.take()])
+      } catch {
+        // Unreachable from here. What may be otherwise the next time must not decide.
+        if [EMFILE, ENFILE, ENOMEM].contains(error.code) { throw error }
+      }
     }
     return nil
   }

@@ -41,6 +41,8 @@ public final class Hub {
   private var shutDownCompletion: (() -> Void)?
   private var isShuttingDown = false
   private var housekeepingIsArmed = false
+  /// The mount table, or where a share's path leads, could not be read.
+  var isMountTableUnknown = false
   private var listenersArePaused = false
   /// The session that did a slice of its resync last.
   private var lastResynced: UInt64 = 0
@@ -113,10 +115,16 @@ public final class Hub {
   }
 
   private func open(_ socket: consuming OwnedDescriptor) {
-    var raw = hw_peer()
-    guard unsafe hw_peer_credentials(socket.rawValue, &raw) == 0 else { return }
-    let peer = PeerIdentity(
-      pid: raw.pid, uid: raw.uid, gid: raw.gid, groups: Self.groups(of: socket.rawValue))
+    let peer: PeerIdentity
+    do throws(SystemError) {
+      peer = try Self.peer(of: socket.rawValue)
+    } catch {
+      return report(
+        Diagnostic(
+          .sessionRefused, .warning,
+          "A connection was closed, since it is not known whose it is: \(error).",
+          errno: error.code))
+    }
     // Connections without INIT are bounded as sessions are: they are closed
     // without a word, since nothing has been asked yet.
     guard sessions.count < limits.sessions * 2, !isShuttingDown else { return }
@@ -146,7 +154,14 @@ public final class Hub {
     }
   }
 
-  static func groups(of socket: Int32) -> [UInt32] {
+  /// Who is at the other end of a connection.
+  static func peer(of socket: Int32) throws(SystemError) -> PeerIdentity {
+    var raw = hw_peer()
+    try checked(unsafe hw_peer_credentials(socket, &raw), "getsockopt(SO_PEERCRED)")
+    return PeerIdentity(pid: raw.pid, uid: raw.uid, gid: raw.gid, groups: try groups(of: socket))
+  }
+
+  private static func groups(of socket: Int32) throws(SystemError) -> [UInt32] {
     var groups = [gid_t](repeating: 0, count: 64)
     while true {
       let count = unsafe groups.withUnsafeMutableBufferPointer {
@@ -156,7 +171,8 @@ public final class Hub {
         groups = [gid_t](repeating: 0, count: groups.count * 4)
         continue
       }
-      return count < 0 ? [] : Array(groups[0..<Int(count)])
+      try checked(count, "getsockopt(SO_PEERGROUPS)")
+      return Array(groups[0..<Int(count)])
     }
   }
 
@@ -212,6 +228,7 @@ public final class Hub {
       listenersArePaused = false
       for listener in listeners { listener.source.setReadiness(.readable) }
     }
+    if isMountTableUnknown && !isShuttingDown { mountTableChanged() }
     let now = Syscall.monotonicMicroseconds()
     let limit = UInt64(HW_INIT_TIMEOUT_SECONDS) * 1_000_000
     for session in Array(sessions.values)
@@ -223,7 +240,7 @@ public final class Hub {
       for session in Array(sessions.values) { session.end("it did not read what was left") }
       return finishShutDown()
     }
-    if isShuttingDown || hasStalledSessions
+    if isShuttingDown || hasStalledSessions || isMountTableUnknown
       || sessions.values.contains(where: { !$0.isAttached })
     {
       armHousekeeping()
@@ -232,6 +249,9 @@ public final class Hub {
 
   func scheduleResync() { resyncTimer?.arm(afterMicroseconds: 0) }
 
+  /// Descriptors or memory may be there again after that.
+  private static let lackingMicroseconds: UInt64 = 100_000
+
   private func stepResyncs() {
     // One slice of one session in a turn, so that the work of a turn does not
     // grow with the sessions.
@@ -239,6 +259,10 @@ public final class Hub {
     if let next = waiting.first(where: { $0 > lastResynced }) ?? waiting.first {
       lastResynced = next
       sessions[next]?.stepResync()
+      if sessions[next]?.resync?.lacking != nil {
+        resyncTimer?.arm(afterMicroseconds: Self.lackingMicroseconds)
+        return
+      }
     }
     if sessions.values.contains(where: { $0.canStepResync }) { scheduleResync() }
   }

@@ -7,16 +7,25 @@ extension Hub {
 
   /// The filesystem that a descriptor's object is on, watched from now on.
   func filesystem(for descriptor: Int32) throws(Refusal) -> WatchedFilesystem {
-    if let status = try? Syscall.status(of: descriptor),
-      let known = filesystems.values.first(where: { $0.knows(device: status.device) })
-    {
+    let status: Syscall.Status
+    do throws(SystemError) {
+      status = try Syscall.status(of: descriptor)
+    } catch {
+      throw Refusal(error.code, "The directory cannot be looked at: \(error).")
+    }
+    if let known = filesystems.values.first(where: { $0.knows(device: status.device) }) {
       return known
     }
-    try refuseRemote(descriptor)
+    try refuseRemote(status)
     do {
       let made = try WatchedFilesystem(directory: descriptor, report: report)
       if let known = filesystems[made.device] { return known }
-      try made.start(in: loop)
+      do {
+        try made.start(in: loop)
+      } catch {
+        made.stop()
+        throw error
+      }
       made.failed = { [unowned self] in filesystemFailed($0, $1) }
       filesystems[made.device] = made
       keep(made)
@@ -36,9 +45,13 @@ extension Hub {
 
   /// A server behind FUSE or a network may never answer, and the calls that would
   /// find out whether the filesystem can be watched wait for it.
-  private func refuseRemote(_ descriptor: Int32) throws(Refusal) {
-    guard let status = try? Syscall.status(of: descriptor), let table = try? MountTable.entries()
-    else { throw Refusal(EIO, "The mount table cannot be read.") }
+  private func refuseRemote(_ status: Syscall.Status) throws(Refusal) {
+    let table: [MountTable.Entry]
+    do throws(SystemError) {
+      table = try MountTable.entries()
+    } catch {
+      throw Refusal(error.code, "The mount table cannot be read: \(error).")
+    }
     let entry =
       table.first { $0.id == status.mountID } ?? table.first { $0.device == status.device }
     guard let type = entry.map({ String(decoding: $0.type, as: UTF8.self) }) else { return }
@@ -55,6 +68,7 @@ extension Hub {
   }
 
   func forget(_ filesystem: WatchedFilesystem) {
+    guard filesystems[filesystem.device] === filesystem else { return }
     filesystem.stop()
     filesystems[filesystem.device] = nil
     if filesystem.isStored { store?.remove(WatchedFilesystem.storeName(filesystem.device)) }
@@ -68,9 +82,18 @@ extension Hub {
     report(
       Diagnostic(
         .filesystemFailed, .error,
-        "\(filesystem.name) \(MountTable.text(filesystem.device)) cannot be watched any more: \(reason)"
+        "\(filesystem.name) \(MountTable.text(filesystem.device)) cannot be watched any more: \(reason); its sessions end, and their clients connect anew."
       ))
-    detach(filesystem)
+    guard filesystems[filesystem.device] === filesystem else { return }
+    for share in shares where share.filesystem === filesystem {
+      share.lose("its filesystem could not be watched any more")
+      filesystem.shareCount -= 1
+    }
+    // Without DETACHED, which would say that there is nothing to come back to.
+    for session in Array(filesystem.sessions.values) {
+      session.end("its filesystem cannot be watched any more")
+    }
+    forget(filesystem)
     retryShares()
   }
 
@@ -101,6 +124,7 @@ extension Hub {
   }
 
   func mountTableChanged() {
+    isMountTableUnknown = false
     do throws(SystemError) {
       let mounted = try MountTable.devices()
       for filesystem in Array(filesystems.values)
@@ -109,8 +133,17 @@ extension Hub {
       }
     } catch {
       report(
-        Diagnostic(.other, .error, "The mount table cannot be read: \(error).", errno: error.code))
+        Diagnostic(
+          .other, .error, "The mount table cannot be read: \(error); it is tried again.",
+          errno: error.code))
+      lookAtMountsAgain()
     }
     checkShares()
+  }
+
+  /// What was not seen to be unmounted would be silence to its sessions.
+  func lookAtMountsAgain() {
+    isMountTableUnknown = true
+    armHousekeeping()
   }
 }

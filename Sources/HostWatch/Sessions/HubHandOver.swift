@@ -133,6 +133,8 @@ extension Hub {
     } catch {
       takeUpFailed("\(filesystem.name): it cannot be watched any more: \(error).")
       for session in Array(filesystem.sessions.values) { session.end("\(error)") }
+      // A share would take it for one that is read.
+      forget(filesystem)
       return
     }
     guard place.isLost else { return }
@@ -146,15 +148,17 @@ extension Hub {
     -> Session?
   {
     guard let socket = descriptors.take(value.socket) else { return nil }
-    var raw = hw_peer()
-    guard unsafe hw_peer_credentials(socket.rawValue, &raw) == 0, raw.pid == value.pid,
-      raw.uid == value.uid, raw.gid == value.gid
-    else {
+    let peer: PeerIdentity
+    do throws(SystemError) {
+      peer = try Self.peer(of: socket.rawValue)
+    } catch {
+      takeUpFailed("It is not known whose a connection is that was handed over: \(error).")
+      return nil
+    }
+    guard peer.pid == value.pid, peer.uid == value.uid, peer.gid == value.gid else {
       takeUpFailed("A connection that was handed over is not the one that the state names.")
       return nil
     }
-    let peer = PeerIdentity(
-      pid: raw.pid, uid: raw.uid, gid: raw.gid, groups: Self.groups(of: socket.rawValue))
     let user = users[peer.uid] ?? UserAccount(uid: peer.uid, queueLimit: limits.queuePerUser)
     users[peer.uid] = user
     let session = Session(id: value.id, socket: socket, peer: peer, user: user, hub: self)

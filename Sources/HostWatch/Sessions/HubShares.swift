@@ -138,10 +138,11 @@ extension Hub {
         // Only what says that the directory is not there any more counts.
         let gone = [ENOENT, ENOTDIR, ESTALE, ELOOP, ENODEV, EOPNOTSUPP, EXDEV]
         guard gone.contains(error.code) else {
+          lookAtMountsAgain()
           return report(
             Diagnostic(
               .shareUnavailable, .warning,
-              "The share \(share.configuration.path) could not be checked: \(error.text)",
+              "The share \(share.configuration.path) could not be checked, and is tried again: \(error.text)",
               share: share.configuration.name, errno: error.code))
         }
       }

@@ -28,6 +28,9 @@ final class Resync {
     (since, checked, reported) = (state.since, state.checked, state.reported)
   }
 
+  /// Why the last slice ended early: descriptors or memory were missing. It is tried again.
+  private(set) var lacking: SystemError?
+
   /// Those that have not been looked at yet.
   var unchecked: ArraySlice<UInt32> { registrations[next...] }
 
@@ -42,9 +45,10 @@ final class Resync {
   }
 
   /// Looks at the next nodes; false when there are none left. Stops where a
-  /// record does not fit.
+  /// record does not fit, and where the host lacks what looking takes.
   func advance(_ session: Session, _ filesystem: WatchedFilesystem) -> Bool {
     let end = min(next + Self.nodesPerSlice, registrations.count)
+    lacking = nil
     while next < end {
       let index = registrations[next]
       next += 1
@@ -57,6 +61,11 @@ final class Resync {
         && EventMask(rawValue: UInt64(entry.interest)).contains(.deleteSelf)
       let (mask, flags) = verdict(
         filesystem.router.nodes.handle(of: index), filesystem, wantsEnd: wantsEnd)
+      if lacking != nil {
+        next -= 1
+        checked -= 1
+        return true
+      }
       guard let mask else { continue }
       guard
         filesystem.router.tell(mask, flags: flags, registration: index, slot: session.slot)
@@ -78,6 +87,7 @@ final class Resync {
       return (status.isDirectory ? .isDirectory : [], UInt32(HW_RECHECK))
     } catch {
       if error.code == ESTALE && wantsEnd { return (.deleteSelf, 0) }
+      if [EMFILE, ENFILE, ENOMEM].contains(error.code) { lacking = error }
       return ([], UInt32(HW_RECHECK))  // not known: the server has to look itself
     }
   }
@@ -132,6 +142,13 @@ extension Session {
     // Half of the queue stays free for live events.
     guard unsafe state.pointee.queue.queued * 2 <= state.pointee.queue.limit else { return }
     let more = resync.advance(self, filesystem)
+    if let lacking = resync.lacking {
+      hub.report(
+        Diagnostic(
+          .filesystemFailed, .warning,
+          "A session's nodes cannot be looked at after a loss: \(lacking); it is tried again.",
+          session: id, share: share, peer: peer, errno: lacking.code))
+    }
     if unsafe !more && !state.pointee.isLosing { finishResync(resync) }
     filesystem.flush()
     flush()

@@ -288,20 +288,22 @@ import Glibc
     hub.ended(self, reason)
   }
 
-  /// Watches the process whose changes are the session's own. Before Linux
-  /// 5.3 that cannot be done, and a pid that is used again is taken for it.
-  func watchOwnProcess(_ pid: Int32) {
+  /// A pidfd of the process whose changes are the session's own; nil when it has ended
+  /// already. Before Linux 5.3 there are none, and a pid that is used again
+  /// is taken for it.
+  func openOwnProcess(_ pid: Int32) throws(Refusal) -> OwnedDescriptor? {
     let fromSocket = pid == peer.pid ? hw_peer_pidfd(socket.rawValue) : -ENOPROTOOPT
     let number = fromSocket >= 0 ? fromSocket : hw_pidfd_open(pid)
-    guard number >= 0 else {
-      // It has ended already, or pidfds are not known.
-      hasLostProcess = number == -ESRCH
-      if number == -ESRCH { filesystem?.router.forgetOwnProcess(slot: slot) }
-      return
-    }
-    watchOwnProcess(OwnedDescriptor(number))
+    if number >= 0 { return OwnedDescriptor(number) }
+    hasLostProcess = number == -ESRCH
+    guard [-EMFILE, -ENFILE, -ENOMEM].contains(number) else { return nil }
+    throw Refusal(
+      -number,
+      "The process whose changes are the session's own cannot be watched: \(SystemError("pidfd_open", -number))."
+    )
   }
 
+  /// Watches that process.
   func watchOwnProcess(_ pidfd: consuming OwnedDescriptor) {
     let list = DescriptorList([pidfd.take()])
     do throws(SystemError) {
@@ -310,10 +312,13 @@ import Glibc
       }
       ownProcess = (list, source)
     } catch {
+      // Its number may be given out again without being noticed.
+      filesystem?.router.forgetOwnProcess(slot: slot)
       hub.report(
         Diagnostic(
-          .other, .warning, "A client's process cannot be watched: \(error).", session: id,
-          peer: peer, errno: error.code))
+          .other, .warning,
+          "A client's process cannot be watched: \(error); its own changes are told to it as others' are.",
+          session: id, peer: peer, errno: error.code))
     }
   }
 

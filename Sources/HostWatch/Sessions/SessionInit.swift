@@ -122,13 +122,15 @@ extension Session {
   ) throws(Refusal) {
     let filesystem = target.filesystem
     do throws(Refusal) {
+      let process = try openOwnProcess(ownPID)
       let scope = try makeScope(value, target)
       try enter(value, target, ownPID, scope)
+      if let process { watchOwnProcess(process) }
+      if hasLostProcess { filesystem.router.forgetOwnProcess(slot: slot) }
     } catch {
       hub.releaseIfUnused(filesystem)
       throw error
     }
-    watchOwnProcess(ownPID)
     hub.started(self)
     reply(ReplyBuilder.initialized(grant(), unique: unique))
   }

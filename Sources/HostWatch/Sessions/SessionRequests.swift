@@ -144,7 +144,7 @@ extension Session {
   ) throws(SystemError) -> FileHandle {
     do throws(SystemError) {
       let handle = try Syscall.handle(of: descriptor)
-      guard filesystem.holds(device: status.device, handle: handle) else {
+      guard try filesystem.holds(device: status.device, handle: handle) else {
         throw SystemError("REGISTER", EXDEV)
       }
       guard handle.raw.type >= 0, handle.raw.type <= 0xffff else {

@@ -166,16 +166,21 @@ final class WatchedFilesystem {
   }
 
   /// Whether the object behind a descriptor is on this superblock.
-  func holds(device stDevice: UInt64, handle: FileHandle) -> Bool {
+  func holds(device stDevice: UInt64, handle: FileHandle) throws(SystemError) -> Bool {
     if knownDevice == stDevice { return true }
     // Another st_dev may be a subvolume: then its handle opens here, too, and
     // gives the same device.
     // It is not remembered: the number of a deleted subvolume is given out again.
-    guard magic == UInt32(hw_magic_btrfs) || magic == UInt32(hw_magic_overlay),
-      let object = try? Syscall.open(handle, on: mount),
-      let status = try? Syscall.status(of: object.rawValue), status.device == stDevice
-    else { return false }
-    return true
+    guard magic == UInt32(hw_magic_btrfs) || magic == UInt32(hw_magic_overlay) else { return false }
+    let object: OwnedDescriptor
+    do throws(SystemError) {
+      object = try Syscall.open(handle, on: mount)
+    } catch {
+      // Not this filesystem's; what else is wrong says nothing about that.
+      guard [EMFILE, ENFILE, ENOMEM, EINTR].contains(error.code) else { return false }
+      throw error
+    }
+    return try Syscall.status(of: object.rawValue).device == stDevice
   }
 
   /// Whether this st_dev is known to be this superblock's.
@@ -240,12 +245,12 @@ final class WatchedFilesystem {
       return fail("\(error)")
     }
     lastDrain = Syscall.monotonicMicroseconds()
+    if reconciler.isHoldingDeaths { holdDeaths() }
     for scope in router.scopes {
       if let failure = scope.index.takeFailure() { lookupFailed(failure) }
     }
     for slot in router.takeLosing() { sessions[slot]?.noteLoss(since: emptyBefore) }
     if hasOverflowed { lose(since: emptyBefore) }
-    if reconciler.isHoldingDeaths { holdDeaths() }
     answerSyncs()
     if batches > batchesBefore {
       let since = readableSince == 0 ? began : readableSince
@@ -326,7 +331,11 @@ final class WatchedFilesystem {
   /// there is something to read again.
   private func waitForVictim() -> Bool {
     guard let directory = reconciler.trailingRename else { return false }
-    if let open = try? Syscall.open(directory, on: mount) { Syscall.waitForDirectoryLock(open) }
+    do throws(SystemError) {
+      Syscall.waitForDirectoryLock(try Syscall.open(directory, on: mount))
+    } catch {
+      if error.code != ESTALE { lookupFailed(error) }
+    }
     return queuedEvents > 0
   }
 

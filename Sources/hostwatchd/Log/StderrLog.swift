@@ -35,12 +35,16 @@ struct StderrLog: LogHandler {
     return lead + escapingControls(event.message.description) + tail
   }
 
-  /// One write, so that lines of several processes do not mix.
+  /// One write, so that lines of several processes do not mix; what it has not taken is
+  /// tried once more. Where standard error cannot be written to, nobody can be told.
   static func write(_ line: String) {
     let bytes = Array((line + "\n").utf8)
     unsafe bytes.withUnsafeBytes { buffer in
       // At most the buffer's count is read from it.
-      _ = unsafe CFanotify.write(STDERR_FILENO, buffer.baseAddress, buffer.count)
+      let count = unsafe CFanotify.write(STDERR_FILENO, buffer.baseAddress, buffer.count)
+      guard count < buffer.count else { return }
+      let rest = unsafe UnsafeRawBufferPointer(rebasing: buffer[max(0, count)...])
+      _ = unsafe CFanotify.write(STDERR_FILENO, rest.baseAddress, rest.count)
     }
   }
 }

@@ -9,6 +9,10 @@ import HostWatch
 @safe
 class LoopEntry {
   private(set) var source: OpaquePointer?
+  /// Called when the kernel refuses what the entry has to wait for.
+  private let failed: (SystemError) -> Void
+
+  init(failed: @escaping (SystemError) -> Void) { self.failed = failed }
 
   /// Makes the sd-event source with this object as its userdata.
   final func adopt(
@@ -28,8 +32,12 @@ class LoopEntry {
       guard let userdata = unsafe userdata else { return }
       unsafe Unmanaged<LoopEntry>.fromOpaque(userdata).release()
     }
+    // Of a signal it makes another signalfd.
     let priorityResult = unsafe sd_event_source_set_priority(added, priority.rawValue)
-    precondition(priorityResult >= 0, "a new source takes a priority")
+    guard priorityResult >= 0 else {
+      cancel()
+      throw SystemError("sd_event_source_set_priority", -priorityResult)
+    }
   }
 
   /// Takes the source out of the loop. sd-event drops what is pending of it
@@ -43,8 +51,12 @@ class LoopEntry {
   /// SD_EVENT_OFF, SD_EVENT_ON or SD_EVENT_ONESHOT.
   final func setEnabled(_ state: Int32) {
     guard let source = unsafe source else { return }
-    let result = unsafe sd_event_source_set_enabled(source, state)
-    precondition(result >= 0, "sd_event_source_set_enabled: \(SystemError.text(-result))")
+    check(unsafe sd_event_source_set_enabled(source, state), "sd_event_source_set_enabled")
+  }
+
+  /// What is not waited for any more would be silence to the clients.
+  fileprivate final func check(_ result: Int32, _ call: String) {
+    if result < 0 { failed(SystemError(call, -result)) }
   }
 
   /// The object behind a handler's userdata; nil once it is cancelled.
@@ -62,12 +74,16 @@ final class DescriptorEntry: LoopEntry, LoopSource {
   private var handler: ((Readiness) -> Void)?
   private var isPaused = false
 
-  init(handler: @escaping (Readiness) -> Void) { self.handler = handler }
+  init(failed: @escaping (SystemError) -> Void, handler: @escaping (Readiness) -> Void) {
+    self.handler = handler
+    super.init(failed: failed)
+  }
 
   func setReadiness(_ readiness: Readiness) {
     guard let source = unsafe source else { return }
-    let result = unsafe sd_event_source_set_io_events(source, readiness.rawValue)
-    precondition(result >= 0, "sd_event_source_set_io_events: \(SystemError.text(-result))")
+    check(
+      unsafe sd_event_source_set_io_events(source, readiness.rawValue),
+      "sd_event_source_set_io_events")
     if isPaused { setEnabled(Int32(SD_EVENT_ON)) }
     isPaused = false
   }
@@ -90,14 +106,18 @@ final class DescriptorEntry: LoopEntry, LoopSource {
 final class TimerEntry: LoopEntry, LoopTimer {
   private var handler: (() -> Void)?
 
-  init(handler: @escaping () -> Void) { self.handler = handler }
+  init(failed: @escaping (SystemError) -> Void, handler: @escaping () -> Void) {
+    self.handler = handler
+    super.init(failed: failed)
+  }
 
   func arm(afterMicroseconds microseconds: UInt64) {
     guard let source = unsafe source else { return }
     let (sum, overflow) = monotonicMicroseconds().addingReportingOverflow(microseconds)
     // UINT64_MAX would mean "never" to sd-event; a sum that large is as good.
-    let result = unsafe sd_event_source_set_time(source, overflow ? UInt64.max : sum)
-    precondition(result >= 0, "sd_event_source_set_time: \(SystemError.text(-result))")
+    check(
+      unsafe sd_event_source_set_time(source, overflow ? UInt64.max : sum),
+      "sd_event_source_set_time")
     setEnabled(Int32(SD_EVENT_ONESHOT))
   }
 
@@ -114,14 +134,20 @@ final class TimerEntry: LoopEntry, LoopTimer {
 /// A signal.
 final class SignalEntry: LoopEntry {
   private let handler: () -> Void
-  init(handler: @escaping () -> Void) { self.handler = handler }
+  init(failed: @escaping (SystemError) -> Void, handler: @escaping () -> Void) {
+    self.handler = handler
+    super.init(failed: failed)
+  }
   func fire() { handler() }
 }
 
 /// Runs once after other work of the loop, each time it is armed.
 final class AfterWork: LoopEntry {
   private let handler: () -> Void
-  init(handler: @escaping () -> Void) { self.handler = handler }
+  init(failed: @escaping (SystemError) -> Void, handler: @escaping () -> Void) {
+    self.handler = handler
+    super.init(failed: failed)
+  }
   func arm() { setEnabled(Int32(SD_EVENT_ONESHOT)) }
   func fire() { handler() }
 }

@@ -13,6 +13,8 @@ final class SystemdLoop: EventLoop {
   private let event: OpaquePointer
   /// Signals and post-processing: they live as long as the loop.
   private var sources: [LoopEntry] = []
+  /// Why the loop cannot go on.
+  private var failure: SystemError?
 
   init() throws(SystemError) {
     var event: OpaquePointer?
@@ -30,7 +32,7 @@ final class SystemdLoop: EventLoop {
     _ descriptor: Int32, for readiness: Readiness, priority: LoopPriority,
     handler: @escaping (Readiness) -> Void
   ) throws(SystemError) -> any LoopSource {
-    let entry = DescriptorEntry(handler: handler)
+    let entry = DescriptorEntry(failed: failing, handler: handler)
     try unsafe entry.adopt("sd_event_add_io", priority: priority) { userdata, source in
       unsafe sd_event_add_io(
         event, &source, descriptor, readiness.rawValue, descriptorReady, userdata)
@@ -41,7 +43,7 @@ final class SystemdLoop: EventLoop {
   func timer(priority: LoopPriority, handler: @escaping () -> Void) throws(SystemError)
     -> any LoopTimer
   {
-    let entry = TimerEntry(handler: handler)
+    let entry = TimerEntry(failed: failing, handler: handler)
     try unsafe entry.adopt("sd_event_add_time", priority: priority) { userdata, source in
       // Accuracy 1: zero would mean the default of 250 ms.
       unsafe sd_event_add_time(event, &source, CLOCK_MONOTONIC, 0, 1, timeReached, userdata)
@@ -53,7 +55,7 @@ final class SystemdLoop: EventLoop {
   /// Calls `handler` whenever the signal arrives, from the loop. The caller
   /// blocked the signal before any thread was started.
   func signal(_ number: Int32, handler: @escaping () -> Void) throws(SystemError) {
-    let entry = SignalEntry(handler: handler)
+    let entry = SignalEntry(failed: failing, handler: handler)
     try unsafe entry.adopt("sd_event_add_signal", priority: .urgent) { userdata, source in
       unsafe sd_event_add_signal(event, &source, number, signalArrived, userdata)
     }
@@ -63,7 +65,7 @@ final class SystemdLoop: EventLoop {
   /// A handler that runs once after something else has been handled, each
   /// time it is armed.
   func afterWork(handler: @escaping () -> Void) throws(SystemError) -> AfterWork {
-    let entry = AfterWork(handler: handler)
+    let entry = AfterWork(failed: failing, handler: handler)
     try unsafe entry.adopt("sd_event_add_post", priority: .normal) { userdata, source in
       unsafe sd_event_add_post(event, &source, workDone, userdata)
     }
@@ -72,9 +74,19 @@ final class SystemdLoop: EventLoop {
     return entry
   }
 
+  /// What an entry calls that cannot wait any more: the loop ends, and `run` throws.
+  private var failing: (SystemError) -> Void {
+    { [weak self] error in
+      guard let self, self.failure == nil else { return }
+      self.failure = error
+      self.exit(0)
+    }
+  }
+
   /// Runs until `exit`; returns its code.
   func run() throws(SystemError) -> Int32 {
     let result = unsafe sd_event_loop(event)
+    if let failure { throw failure }
     guard result >= 0 else { throw SystemError("sd_event_loop", -result) }
     return result
   }

@@ -61,6 +61,7 @@ enum HandOverSocket {
   {
     var numbers: [Int32] = []
     var byte: UInt8 = 0
+    var failure: Int32 = 0
     var place = [Int32](repeating: -1, count: Int(hw_descriptors_max))
     while true {
       // The array has room for as many as the kernel passes.
@@ -68,13 +69,16 @@ enum HandOverSocket {
         unsafe hw_receive(socket.rawValue, &byte, 1, $0.baseAddress)
       }
       numbers.append(contentsOf: place.prefix(Int(received.descriptor_count)))
-      guard received.size > 0, !received.descriptors_lost else { break }
-    }
-    guard let first = numbers.first else {
-      throw SystemError("recvmsg(hand-over): no descriptors", ENODATA)
+      if received.descriptors_lost { failure = EMFILE }
+      if received.size < 0 && received.size != -Int(EAGAIN) { failure = Int32(-received.size) }
+      guard received.size > 0, failure == 0 else { break }
     }
     let descriptors = HandedDescriptors(Array(numbers.dropFirst()))
+    guard let first = numbers.first else {
+      throw SystemError("recvmsg(hand-over): no descriptors", failure == 0 ? ENODATA : failure)
+    }
     let file = OwnedDescriptor(first)
+    guard failure == 0 else { throw SystemError("recvmsg(hand-over)", failure) }
     guard hw_is_sealed(file.rawValue) == 1 else {
       throw SystemError("the state that was handed over is not sealed", EPERM)
     }

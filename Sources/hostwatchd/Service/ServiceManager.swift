@@ -9,13 +9,15 @@ import Glibc
 /// a manager that does not read must not keep the daemon from reading events,
 /// and the next STATUS says what the lost one would have.
 enum ServiceManager {
-  static func started(status: String) {
+  ///
+  /// - Returns: a negative errno when it could not be told.
+  static func started(status: String) -> Int32 {
     let text = joined(["READY=1", "STATUS=\(status)"])
-    _ = unsafe sd_notify(0, text)
+    return unsafe sd_notify(0, text)
   }
 
-  /// After a reload.
-  static func ready(status: String) { send(["READY=1", "STATUS=\(status)"]) }
+  /// After a reload; as `started`, but without waiting.
+  static func ready(status: String) -> Int32 { send(["READY=1", "STATUS=\(status)"]) }
 
   static func status(_ status: String) { send(["STATUS=\(status)"]) }
 
@@ -31,11 +33,12 @@ enum ServiceManager {
   /// What `systemctl status` shows of a start that failed.
   static func failed(_ message: String) { send(["STATUS=\(message)"]) }
 
-  private static func send(_ assignments: [String]) {
-    guard let socket = unsafe getenv("NOTIFY_SOCKET") else { return }
+  @discardableResult
+  private static func send(_ assignments: [String]) -> Int32 {
+    guard let socket = unsafe getenv("NOTIFY_SOCKET") else { return 0 }
     let text = Array(joined(assignments).utf8)
     // The kernel reads `count` bytes of the array and a string that ends.
-    _ = unsafe text.withUnsafeBytes { unsafe hw_notify(socket, $0.baseAddress, $0.count) }
+    return unsafe text.withUnsafeBytes { unsafe hw_notify(socket, $0.baseAddress, $0.count) }
   }
 
   /// A line is an assignment: a newline in a value would begin another.

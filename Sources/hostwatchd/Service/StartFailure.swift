@@ -8,6 +8,7 @@ struct StartFailure: Error {
   enum Code: Int32 {
     case unavailable = 69
     case bug = 70
+    case systemCall = 71
     case noPermission = 77
     case configuration = 78
   }

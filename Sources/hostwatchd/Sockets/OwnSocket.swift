@@ -25,18 +25,39 @@ struct OwnSocket: ~Copyable {
   {
     try makeParents(of: path)
     let lock = try LockFile.take(forSocket: path)
-    if let kept = kept.take(), let identity = FileIdentity(path: path), identity.isSocket,
-      unsafe sd_is_socket_unix(kept.rawValue, Int32(SOCK_SEQPACKET.rawValue), 1, path, 0) > 0
+    if let kept = kept.take(), let identity = try find(path, for: path), identity.isSocket,
+      try isBound(kept, to: path)
     {
       _ = unsafe chmod(path, mode)
       return OwnSocket(path: path, listener: kept.take(), identity: identity, lock: lock)
     }
     try clearStale(path)
     let listener = try bind(path, mode: mode)
-    guard let identity = FileIdentity(path: path) else {
+    guard let identity = try find(path, for: path) else {
       throw StartFailure(.unavailable, "\(path) vanished while it was bound")
     }
     return OwnSocket(path: path, listener: listener.take(), identity: identity, lock: lock)
+  }
+
+  private static func isBound(_ listener: borrowing OwnedDescriptor, to path: String)
+    throws(StartFailure) -> Bool
+  {
+    let result = unsafe sd_is_socket_unix(
+      listener.rawValue, Int32(SOCK_SEQPACKET.rawValue), 1, path, 0)
+    guard result >= 0 else {
+      throw StartFailure(creating: path, SystemError("sd_is_socket_unix", -result))
+    }
+    return result > 0
+  }
+
+  private static func find(_ path: String, for socket: String) throws(StartFailure)
+    -> FileIdentity?
+  {
+    do throws(SystemError) {
+      return try FileIdentity.find(path)
+    } catch {
+      throw StartFailure(creating: socket, error)
+    }
   }
 
   /// Takes the socket away, if the path still is the socket bound here.
@@ -61,7 +82,7 @@ struct OwnSocket: ~Copyable {
 
   /// Removes a socket on which nobody listens; leaves everything else alone.
   private static func clearStale(_ path: String) throws(StartFailure) {
-    guard let present = FileIdentity(path: path) else { return }
+    guard let present = try find(path, for: path) else { return }
     guard present.isSocket else {
       throw StartFailure(
         .configuration, "\(path) exists and is not a socket; remove it or choose another --socket")
