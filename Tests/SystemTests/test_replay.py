@@ -325,12 +325,29 @@ class ProgramTest(MountedTest):
         self.addCleanup(self.end_group, server.pid)
         self.wait_for(server, "Restarting with watchdog (inotify)")
         self.wait_for(server, "Debugger PIN")
+        self.assertTrue(self.watching(server.pid), "nothing of the server's uses inotify")
         self.assertEqual(self.get(address), "one")
         for text in ("two", "three"):
             self.flask_app(text)
             self.wait_for(server, "Detected change in")
             server.text = ""
             fusefs.wait_until(lambda: self.get(address) == text, f"the server says {text}")
+
+    @staticmethod
+    def watching(session):
+        """The processes of a session that have an inotify watch."""
+        found = set()
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.getsid(int(entry)) != session:
+                    continue
+                for number in os.listdir(f"/proc/{entry}/fdinfo"):
+                    with open(f"/proc/{entry}/fdinfo/{number}", encoding="ascii") as file:
+                        if "inotify wd:" in file.read():
+                            found.add(int(entry))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended
+        return found
 
     @staticmethod
     def end_group(pid):
