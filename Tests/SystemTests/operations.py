@@ -663,6 +663,15 @@ def read(d):
 
 
 @operation
+def list_directories(d):
+    os.mkdir(d / "sub")
+    make(d / "sub" / "f")
+    yield ". sub sub/f"
+    os.listdir(d.path)
+    os.listdir(d / "sub")
+
+
+@operation
 def execute(d):
     shutil.copy("/bin/true", d / "tool")
     yield ". tool"

@@ -66,7 +66,7 @@ DEVIATIONS = {
     "rename_over_open": LATE_OPEN, "unlink_while_open": LATE_OPEN,
     "write_through_open_descriptor": LATE_OPEN,
     "open_truncating": MERGED,
-    "read": UNTOLD, "execute": UNTOLD,
+    "read": UNTOLD, "list_directories": UNTOLD, "execute": UNTOLD,
     "tmpfile_linked": NAMELESS,
     "write_executable": EXECUTABLE,
     "write_fifo": LOCAL,
@@ -78,7 +78,7 @@ def reading(lines):
     return once(without("OPEN", "OPEN_EXEC", "CLOSE_NOWRITE")(lines))
 
 
-ACCESS_DEVIATIONS = {"read": reading, "execute": reading}
+ACCESS_DEVIATIONS = {"read": reading, "list_directories": reading, "execute": reading}
 
 _serial = itertools.count()  # directories of their own for each try
 
@@ -254,9 +254,31 @@ class AccessTest(Equality):
     deviations = DEVIATIONS | ACCESS_DEVIATIONS
 
 
+class XfsTest(Equality):
+    kind = "xfs"
+
+
+class BtrfsTest(Equality):
+    kind = "btrfs"
+
+
+class TmpfsTest(Equality):
+    kind = "tmpfs"
+
+
+# One of each sort, where another filesystem may have other handles or another order.
+SOME = [getattr(operations, _name) for _name in (
+    "create_and_write", "mkdir_chain", "symlink", "link_other_directory", "unlink_while_open",
+    "unlink_one_of_two_links", "remove_tree", "rename_over", "rename_directory_elsewhere",
+    "exchange_file_and_directory", "move_in_directory", "move_out_and_back", "append",
+    "truncate", "setxattr", "chmod_directory", "editor_saves")]
+
 for _operation in operations.ALL:
     _add(EqualityTest, _operation, False)
     _add(EqualityTest, _operation, True)
-for _operation in (operations.read, operations.execute, operations.create_and_write):
+for _operation in (operations.read, operations.list_directories, operations.execute, *SOME):
     _add(AccessTest, _operation, False)
     _add(AccessTest, _operation, True)
+for _operation in SOME:
+    for _case in (XfsTest, BtrfsTest, TmpfsTest):
+        _add(_case, _operation, True)

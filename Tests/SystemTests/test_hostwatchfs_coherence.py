@@ -116,6 +116,8 @@ class CoherenceTest(MountTest):
         self.fs.sync()
         self.warm()
         self.warm()
+        for name in ("a", "b", "d", "d/x", "d/e", "d/e/y", "link"):
+            os.lstat(os.path.join(self.mnt, name))
         resume = threading.Timer(15, self.fs.process.send_signal, (signal.SIGCONT,))
         resume.start()
         self.fs.process.send_signal(signal.SIGSTOP)
