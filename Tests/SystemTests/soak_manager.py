@@ -31,7 +31,7 @@ class Manager:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind(self.socket)
         os.chmod(self.socket, 0o666)
-        self.listener.listen(512)
+        self.listener.listen(4096)
         self.notify_path = os.path.join(directory, "notify")
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.bind(self.notify_path)

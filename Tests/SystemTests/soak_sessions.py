@@ -10,6 +10,7 @@ from hostwatch import NODES, TREE, Client, Detached, HungUp, Lost, Refused
 from library import IN_STEP, OUT_OF_STEP, LibraryClient
 
 GONE = (HungUp, ConnectionError)
+BUSY = BlockingIOError  # hostile clients have filled the socket's backlog
 AWAY = 60.0  # longest time that a daemon may be away
 _REALTIME_COARSE = 5
 
@@ -25,7 +26,7 @@ def again(function, until=None):
     while True:
         try:
             return function()
-        except GONE:
+        except (*GONE, BUSY):
             if time.monotonic() > end:
                 raise AssertionError(f"no daemon in {AWAY} s") from None
             time.sleep(0.02)
