@@ -189,18 +189,36 @@ class Loads(Worker):
         self.names = None
 
     def times_out_of_step(self):
+        """How often so far, once it is in step."""
         pid = self.control.servers[self.number]
-        return json.loads(fusefs.ask(f"{fusefs.CONTROL}/{pid}.sock", "status"))["out_of_step"]
+        end = time.monotonic() + QUIET
+        while time.monotonic() < end:
+            status = json.loads(fusefs.ask(f"{fusefs.CONTROL}/{pid}.sock", "status"))
+            if status["state"] == "in-step":
+                return status["out_of_step"]
+            time.sleep(0.05)
+        raise AssertionError(f"{self.mount} is not in step in {QUIET} s")
 
     def watch_names(self):
+        """Anew after a gap: what a watcher was not told in it nobody tells it."""
+        gaps = self.times_out_of_step()
+        if self.names and gaps == self.gaps:
+            return
         if self.names:
             self.names.inotify.close()
+        self.gaps = gaps
         self.names = test_load.Names(self.mount)
+
+    def untold(self):
+        """What watchers were not told although the mount was in step all the time."""
+        if self.times_out_of_step() != self.gaps:
+            return ""
+        wrong = test_load.differences(self.source, self.mount, self.names, 40.0)
+        return wrong if self.times_out_of_step() == self.gaps else ""
 
     def turn(self, seed):
         is_told = self.name == "replay"
-        gaps = self.times_out_of_step()
-        if is_told and self.names is None:
+        if is_told:
             self.watch_names()
         stop = multiprocessing.Event()
         counters = [multiprocessing.Value("L") for _ in range(2)]
@@ -225,15 +243,11 @@ class Loads(Worker):
         self.count("operations", sum(counter.value for counter in counters))
         wrong = test_load.differences(self.source, self.mount, None, 40.0)
         if is_told and not wrong:
-            # What a watcher was not told while events were lost nobody tells it.
-            if self.times_out_of_step() == gaps:
-                wrong = test_load.differences(self.source, self.mount, self.names, 40.0)
-            if wrong or self.times_out_of_step() != gaps:
-                wrong = wrong if self.times_out_of_step() == gaps else ""
-                self.watch_names()
+            wrong = self.untold()
         self.count("looked")
         if wrong:
             self.wrong(seed, wrong)
+            self.gaps = None  # said once is enough
 
 
 class Removable(Worker):

@@ -4,6 +4,7 @@ import CHostWatch
 extension HostWatchClient {
   /// What a session is to watch and how: the INIT message.
   public struct Attachment: Sendable {
+    /// What is watched.
     public enum Root: Sendable, Hashable {
       /// A share of the daemon's configuration.
       case share(String)
@@ -11,6 +12,7 @@ extension HostWatchClient {
       case directory(Int32)
     }
 
+    /// In whose identities events come.
     public enum Mode: UInt16, Sendable {
       /// Events about what is registered, in the server's own identities.
       case nodes = 1
@@ -18,9 +20,13 @@ extension HostWatchClient {
       case tree = 2
     }
 
+    /// What is watched.
     public var root: Root
+    /// In whose identities events come.
     public var mode: Mode
+    /// What else is asked for.
     public var options: Options
+    /// Which events are asked for; `Session.events` says which are delivered.
     public var events: EventMask
     /// The longest time the daemon may hold events back to batch them; 0
     /// means to send at once.
@@ -32,6 +38,7 @@ extension HostWatchClient {
     /// With `.suppressEcho`: whose changes are left out; 0 is this process.
     public var echoProcess: UInt32 = 0
 
+    /// The other fields have their defaults, and may be changed.
     public init(
       _ root: Root, mode: Mode = .nodes, options: Options = [],
       events: EventMask = .defaultEvents
@@ -74,6 +81,7 @@ extension HostWatchClient {
     /// means that nothing is to be checked.
     public var since: Moment
 
+    /// An object, and a descriptor of it that stays the caller's.
     public init(
       _ node: NodeID, descriptor: Int32, interest: EventMask = [], since: Moment = .none
     ) {
@@ -86,14 +94,18 @@ extension HostWatchClient {
 
   /// A time on CLOCK_REALTIME, as filesystems stamp their inodes.
   public struct Moment: Sendable, Hashable {
+    /// Since the epoch.
     public var seconds: Int64
+    /// Of the second, 0 to 999,999,999.
     public var nanoseconds: UInt32
 
+    /// A time as stat(2) has it.
     public init(seconds: Int64, nanoseconds: UInt32) {
       self.seconds = seconds
       self.nanoseconds = nanoseconds
     }
 
+    /// No time: nothing is checked.
     public static let none = Moment(seconds: 0, nanoseconds: 0)
 
     /// The present, such that every change from now on has a later ctime:

@@ -6,6 +6,7 @@ import Synchronization
 extension HostWatchClient {
   /// A call to the daemon that failed.
   public enum Failure: Error, Sendable, Equatable, CustomStringConvertible {
+    /// A system call failed; ECONNREFUSED and ENOENT of connect(2): no daemon listens.
     case system(SystemError)
     /// The daemon said no, and why.
     case refused(Refusal)
@@ -143,10 +144,12 @@ extension HostWatchClient {
 }
 
 extension HostWatchClient.Connection {
-  /// Sends a request and waits for its reply. What the daemon sends in
-  /// between goes to `notification`.
+  /// Sends a request and waits for its reply.
   ///
-  /// - Parameter timeoutMilliseconds: the longest silence, -1 for ever.
+  /// - Parameters:
+  ///   - request: what is asked.
+  ///   - timeoutMilliseconds: the longest silence, -1 for ever.
+  ///   - notification: is given what the daemon sends in between.
   public func call(
     _ request: HostWatchClient.Request, timeoutMilliseconds: Int32 = -1,
     notification: (HostWatchClient.Packet) -> Void = { _ in }

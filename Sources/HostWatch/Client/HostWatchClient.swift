@@ -65,11 +65,13 @@ public final class HostWatchClient: Sendable {
   /// iterates takes them out of the buffer, and leaving a loop loses none.
   public var events: Events { Events(client: self) }
 
+  /// What `events` is: the same buffer whoever iterates.
   public struct Events: AsyncSequence, Sendable {
     let client: HostWatchClient
 
     public func makeAsyncIterator() -> Iterator { Iterator(client: client) }
 
+    /// Takes events out of the buffer.
     public struct Iterator: AsyncIteratorProtocol, Sendable {
       let client: HostWatchClient
 

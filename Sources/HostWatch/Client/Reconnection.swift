@@ -46,8 +46,10 @@ extension HostWatchClient {
     /// If it throws, or the connection is lost, everything begins anew with the
     /// same `since`.
     public var register: @Sendable (HostWatchClient, Moment) async throws -> Void
+    /// The least time between SYNCs of the client's own.
     public var syncIntervalMilliseconds: UInt32
 
+    /// What `register` does, and how often `since` is brought up to date.
     public init(
       syncIntervalMilliseconds: UInt32 = 1000,
       register: @escaping @Sendable (HostWatchClient, Moment) async throws -> Void

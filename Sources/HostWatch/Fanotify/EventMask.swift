@@ -5,18 +5,29 @@ public struct EventMask: OptionSet, Sendable, Hashable, BitwiseCopyable {
   public let rawValue: UInt64
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
 
+  /// It was read.
   public static let access = EventMask(rawValue: 0x1)
+  /// Its contents changed.
   public static let modify = EventMask(rawValue: 0x2)
+  /// Its attributes changed, its link count among them.
   public static let attrib = EventMask(rawValue: 0x4)
+  /// A descriptor open for writing was closed.
   public static let closeWrite = EventMask(rawValue: 0x8)
+  /// A descriptor not open for writing was closed.
   public static let closeNoWrite = EventMask(rawValue: 0x10)
+  /// It was opened.
   public static let open = EventMask(rawValue: 0x20)
+  /// A name came to be, of a new object or a new link.
   public static let create = EventMask(rawValue: 0x100)
+  /// A name was removed.
   public static let delete = EventMask(rawValue: 0x200)
+  /// The object is gone: no name, and nobody has it open.
   public static let deleteSelf = EventMask(rawValue: 0x400)
+  /// It was opened to be executed.
   public static let openExec = EventMask(rawValue: 0x1000)
   /// FAN_Q_OVERFLOW: only the kernel sends it.
   static let queueOverflow = EventMask(rawValue: 0x4000)
+  /// A name became another, in the same directory or another one.
   public static let rename = EventMask(rawValue: 0x1000_0000)
   /// The object is a directory. Asks for nothing.
   public static let isDirectory = EventMask(rawValue: 0x4000_0000)

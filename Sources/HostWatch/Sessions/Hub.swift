@@ -48,6 +48,8 @@ public final class Hub {
   private static let housekeepingMicroseconds: UInt64 = 250_000
 
   /// - Parameters:
+  ///   - loop: what everything runs on.
+  ///   - limits: of sessions and their memory.
   ///   - report: called for what an operator may want to know.
   public init(
     loop: any EventLoop, limits: Limits, report: @escaping (Diagnostic) -> Void

@@ -17,6 +17,7 @@ public enum HostView {
   }
 
   /// - Parameters:
+  ///   - path: absolute, without links.
   ///   - own: mountinfo of this namespace.
   ///   - host: mountinfo of the host's.
   /// - Returns: nil when both lead to the same directory of the same superblock.

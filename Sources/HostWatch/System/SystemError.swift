@@ -8,6 +8,7 @@ public struct SystemError: Error, Sendable, Equatable, CustomStringConvertible {
   /// A positive errno.
   public let code: Int32
 
+  /// `code` is a positive errno.
   public init(_ call: String, _ code: Int32) {
     self.call = call
     self.code = code
