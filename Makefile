@@ -8,7 +8,7 @@ LIBDIR ?= $(PREFIX)/lib
 include packaging/library.mk
 
 .DEFAULT_GOAL = help
-.PHONY: help build release test bench bench-pieces bench-check soak fuzz demo install uninstall deb install-packages format lint clean
+.PHONY: help build release test bench bench-pieces bench-check soak fuzz demo docc install uninstall deb install-packages format lint clean
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ fuzz:
 #:                        missing packages and builds (root)
 demo:
 	SWIFT="$(SWIFT)" scripts/demo
+
+#: make docc              the Swift library's documentation, in .build/docc
+docc:
+	scripts/docc
 
 #: make install-packages  what Debian has to have for building and testing (root)
 install-packages:

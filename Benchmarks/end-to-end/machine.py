@@ -79,7 +79,7 @@ def compile_programs():
     library = os.path.join(REPOSITORY, "Sources/CHostWatch")
     sources = [os.path.join(library, name) for name in os.listdir(library)
                if name.endswith(".c")]
-    for name in ("storm", "reference", "client"):
+    for name in ("storm", "reference", "client", "notice"):
         run("gcc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror",
             "-I", os.path.join(library, "include"), os.path.join(HERE, f"{name}.c"),
             *(sources if name == "client" else ()), "-o", program(name), "-lpthread")

@@ -9,9 +9,10 @@ import shutil
 import signal
 import statistics
 import subprocess
+import tempfile
 import time
 
-from machine import (BINARY, Daemon, client, cpu, filesystem, processes, program, rss, run,
+from machine import (BINARY, Daemon, client, cpu, filesystem, mounts, processes, program, rss, run,
                      start, stop, storm, wait_until_idle)
 
 
@@ -141,6 +142,29 @@ def storm_part(options, report):
     return results
 
 
+def watchman():
+    """watchman with a subscription for everything below a directory."""
+    path = filesystem("watchman")
+    place = tempfile.mkdtemp(prefix="watchman-", dir=os.path.dirname(path))
+    sock, output = os.path.join(place, "sock"), os.path.join(place, "out")
+    process = start(["watchman", "--foreground", "--no-save-state", "--sockname=" + sock,
+                     "--logfile=" + os.path.join(place, "log"),
+                     "--pidfile=" + os.path.join(place, "pid")], stderr=subprocess.DEVNULL)
+    while not os.path.exists(sock):
+        time.sleep(0.05)
+    with open(output, "wb") as file:
+        client = subprocess.Popen(["watchman", "--sockname=" + sock, "-p", "-j"],
+                                  stdin=subprocess.PIPE, stdout=file, stderr=subprocess.DEVNULL)
+    processes.append(client)
+    for request in (["watch", path], ["subscribe", path, "s", {"fields": ["name", "exists"]}]):
+        client.stdin.write(json.dumps(request).encode() + b"\n")
+        client.stdin.flush()
+        time.sleep(1)
+    watcher = Watcher("watchman", path, process)
+    watcher.output, watcher.client = output, client
+    return watcher
+
+
 def peers(options, report):
     """The same storm under other watchers, if they are installed."""
     commands = {
@@ -164,16 +188,22 @@ def peers(options, report):
         watcher = Watcher(name, path, process)
         watcher.output = output
         watchers.append(watcher)
+    if shutil.which("watchman"):
+        watchers.append(watchman())
+    else:
+        print("watchman: not installed (apt-get install watchman)")
     rounds(watchers, options, "churn", 30_000)
     show(watchers, r2)
     report["peers"] = figures(watchers)
     for w in watchers:
         if hasattr(w, "output"):
-            w.process.kill()
-            w.process.wait()
+            for process in (w.process, getattr(w, "client", w.process)):
+                process.kill()
+                process.wait()
             with open(w.output, "rb") as file:
                 lines = sum(1 for _ in file)
-            print(f"{w.name}: {lines} lines for {w.changes} changes in the measured rounds")
+            what = "lines" if w.name != "watchman" else "lines of JSON, four a file and more"
+            print(f"{w.name}: {lines} {what} for {w.changes} changes in the measured rounds")
             report["peers"][w.name]["lines"] = lines
     end([w for w in watchers if w in (r2, hostwatchd)], report, "peers")
     return {}
@@ -212,26 +242,42 @@ def sessions(options, report):
 
 
 def latency(options, report):
-    """A lone change on an idle host, from the write to the event, against R3."""
+    """A lone change on an idle host, from the write to the event, against R3.
+
+    One after the other, as the scheduler places them; then side by side and all on one
+    processor, which the other's work keeps from getting cold."""
     path, other = filesystem("latency"), filesystem("latency-r3")
-    daemon = Daemon(BINARY, "latency")
-    count = 100 if options.quick else 400
-    mine, theirs = [], []
-    for _ in range(options.rounds):
-        for fs, results in ((path, mine), (other, theirs)):
-            with open(os.path.join(fs, "d0/f"), "w", encoding="ascii"):
-                pass
-        theirs.append(json.loads(run(program("reference"), "r3", other,
-                                     os.path.join(other, "d0/f"), str(count), "4000")))
-        mine.append(json.loads(run(program("client"), daemon.socket, path, "latency",
-                                   "d0/f", str(count), "4000")))
-    daemon.stop()
-    report["latency"] = {"hostwatchd": mine, "R3": theirs}
+    for fs in (path, other):
+        with open(os.path.join(fs, "d0/f"), "w", encoding="ascii"):
+            pass
+    count = str(100 if options.quick else 400)
     results = {}
-    for key in ("p50", "p99"):
-        a, b = [[one[f"{key}_ns"] / 1000 for one in all_] for all_ in (mine, theirs)]
-        print(f"{key}: hostwatchd {spread(a)} µs, R3 {spread(b)} µs")
-        results["latency_" + key] = median([x / y for x, y in zip(a, b)])
+    report["latency"] = {}
+    everywhere = os.sched_getaffinity(0)
+    for key, where in (("latency", everywhere), ("latency_one", {min(everywhere)})):
+        os.sched_setaffinity(0, where)
+        try:
+            daemon = Daemon(BINARY, key)
+            r3 = [program("reference"), "r3", other, os.path.join(other, "d0/f"), count, "4000"]
+            own = [program("client"), daemon.socket, path, "latency", "d0/f", count, "4000"]
+            mine, theirs = [], []
+            for _ in range(options.rounds):
+                if key == "latency":
+                    theirs.append(json.loads(run(*r3)))
+                    mine.append(json.loads(run(*own)))
+                else:
+                    beside = start(r3)
+                    mine.append(json.loads(run(*own)))
+                    theirs.append(json.loads(beside.communicate()[0]))
+            daemon.stop()
+        finally:
+            os.sched_setaffinity(0, everywhere)
+        report["latency"][key] = {"hostwatchd": mine, "R3": theirs}
+        for part in ("p50", "p99"):
+            a, b = [[one[f"{part}_ns"] / 1000 for one in all_] for all_ in (mine, theirs)]
+            results[f"{key}_{part}"] = median([x / y for x, y in zip(a, b)])
+            print(f"{key} {part}: hostwatchd {spread(a)} µs, R3 {spread(b)} µs, "
+                  f"ratio {results[f'{key}_{part}']:.2f}")
     return results
 
 
@@ -371,5 +417,91 @@ def full_speed(options, report):
             "full_speed_missing": done["rounds"] - told["create"]}
 
 
+class Mount:
+    """A directory served by hostwatchfs."""
+
+    def __init__(self, daemon, source, *arguments):
+        self.path = tempfile.mkdtemp(prefix="mount-", dir=os.path.dirname(source))
+        self.server = start([os.path.join(os.path.dirname(BINARY), "hostwatchfs"), "-f", "--socket",
+                             daemon.socket, *arguments, source, self.path])
+        mounts.append(self.path)
+        while not os.path.ismount(self.path):
+            time.sleep(0.02)
+
+    def end(self):
+        run("umount", self.path)
+        mounts.remove(self.path)
+        self.server.wait(20)
+
+
+def worktree(options, report):
+    """git status and find in a work tree on a mount, warm, against the work tree itself and
+    against a mount whose caches do not last."""
+    path = filesystem("worktree")
+    tree = os.path.join(path, "tree")
+    folders, files = (20, 10) if options.quick else (200, 50)
+    for folder in range(folders):
+        os.makedirs(os.path.join(tree, f"f{folder % 10}", f"g{folder}"))
+        for file in range(files):
+            with open(os.path.join(tree, f"f{folder % 10}", f"g{folder}", f"{file}.c"), "w",
+                      encoding="ascii") as one:
+                one.write(f"int f{folder}_{file};\n")
+    git = ["git", "-c", "user.name=b", "-c", "user.email=b@localhost", "-c", "safe.directory=*",
+           "-C"]
+    run(*git, tree, "init", "-q")
+    run(*git, tree, "add", ".")
+    run(*git, tree, "commit", "-q", "-m", "all")
+    daemon = Daemon(BINARY, "worktree")
+    kept, lost = Mount(daemon, tree), Mount(daemon, tree, "-o", "events=none,timeout=0")
+    places = {"native": tree, "mount": kept.path, "timeout=0": lost.path}
+    commands = {"git status": lambda place: [*git, place, "status", "--porcelain"],
+                "find": lambda place: ["find", place, "-size", "+1000k"]}
+    report["worktree"] = {}
+    for what, command in commands.items():
+        seconds = {name: [] for name in places}
+        for turn in range(7):
+            for name, place in places.items():
+                began = time.monotonic()
+                output = run(*command(place))
+                if turn >= 2:  # the caches are filled
+                    seconds[name].append(time.monotonic() - began)
+                if output:
+                    raise RuntimeError(f"{what}: {output}")
+        report["worktree"][what] = seconds
+        native, own, none = (median(seconds[name]) for name in places)
+        print(f"{what}: native {native * 1000:.1f} ms, on the mount {own * 1000:.1f} ms "
+              f"({own / native:.2f} x), with timeout=0 {none * 1000:.1f} ms ({none / own:.1f} x that)")
+    kept.end()
+    lost.end()
+    daemon.stop()
+    return {}
+
+
+def replay(options, report):
+    """From a change on the host to its inotify event on a mount, against the change's own."""
+    path, other = filesystem("replay"), filesystem("replay-native")
+    daemon = Daemon(BINARY, "replay")
+    mount = Mount(daemon, path)
+    count = "50" if options.quick else "200"
+    report["replay"] = {}
+
+    def latencies(changed, watched):
+        lines = run(program("notice"), changed, watched, count, "4000").splitlines()
+        return {kind: json.loads(rest) for kind, rest in (line.split(" ", 1) for line in lines)}
+
+    runs = [(latencies(os.path.join(other, "d0"), os.path.join(other, "d0")),
+             latencies(os.path.join(path, "d0"), os.path.join(mount.path, "d0")))
+            for _ in range(3)]
+    for kind in runs[0][0]:
+        report["replay"][kind] = [{"native": a[kind], "mount": b[kind]} for a, b in runs]
+        for part in ("p50", "p99"):
+            a, b = [[one[side][kind][f"{part}_ns"] / 1000 for one in runs] for side in (0, 1)]
+            print(f"{kind:7} {part}: native {spread(a)} µs, mount {spread(b)} µs, "
+                  f"ratio {median([y / x for x, y in zip(a, b)]):.1f}")
+    mount.end()
+    daemon.stop()
+    return {}
+
+
 PARTS = [storm_part, sessions, rates, latency, nodes, register, resync, startup, full_speed,
-         peers]
+         peers, replay, worktree]

@@ -24,6 +24,32 @@ const char *hw_error_name(int code)
 	return strerrorname_np(code);
 }
 
+void hw_advise_huge_pages(void *memory, size_t size)
+{
+	const uintptr_t page = hw_huge_page_size;
+	const uintptr_t start = ((uintptr_t)memory + page - 1) & ~(page - 1);
+	const uintptr_t end = ((uintptr_t)memory + size) & ~(page - 1);
+
+	if (end > start) /* without them it works as well, a little slower */
+		(void)madvise((void *)start, end - start, MADV_HUGEPAGE);
+}
+
+void *hw_map_huge_page(void)
+{
+	const size_t page = hw_huge_page_size;
+	char *memory = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (memory == MAP_FAILED)
+		return NULL;
+	/* What lies before and behind the aligned part goes back. */
+	const size_t before = -(uintptr_t)memory & (page - 1);
+	if (before)
+		munmap(memory, before);
+	munmap(memory + before + page, page - before);
+	hw_advise_huge_pages(memory + before, page);
+	return memory + before;
+}
+
 int hw_fanotify_init(unsigned int flags, unsigned int event_flags)
 {
 	return checked(fanotify_init(flags, event_flags));

@@ -4,7 +4,7 @@
  * waiters (replies) and queued items (everything else).
  *
  * Replies and notifications share the socket, so threads take turns at it. The
- * thread that `leading` marks polls the socket without the lock and, with it,
+ * thread that `leading` marks waits on the socket without the lock and, with it,
  * receives for all; the others sleep on their own condition. A leader that has
  * what it wants wakes another (hwc_hand_over), so that somebody reads as long
  * as somebody waits. Only the leader receives, or the last sender on a
@@ -197,6 +197,22 @@ void hwc_fail(struct hostwatch *h, int error, const char *text)
 
 /* Taking turns. */
 
+/* The socket stays open while a thread waits on it without the lock. */
+static void unlock_socket(struct hostwatch *h)
+{
+	h->pollers++;
+	pthread_mutex_unlock(&h->lock);
+}
+
+static void lock_socket(struct hostwatch *h)
+{
+	pthread_mutex_lock(&h->lock);
+	if (!--h->pollers) {
+		release_socket(h);
+		pthread_cond_broadcast(&h->idle);
+	}
+}
+
 /* poll(2) without the lock; the number of descriptors that are ready. */
 static int poll_unlocked(struct hostwatch *h, struct pollfd *fds, nfds_t count,
 			 int64_t deadline)
@@ -210,15 +226,28 @@ static int poll_unlocked(struct hostwatch *h, struct pollfd *fds, nfds_t count,
 		left = left > 0 ? (left + 999999) / 1000000 : 0;
 		timeout = left < 60000 ? (int)left : 60000;
 	}
-	h->pollers++;
-	pthread_mutex_unlock(&h->lock);
+	unlock_socket(h);
 	ready = poll(fds, count, timeout);
-	pthread_mutex_lock(&h->lock);
-	if (!--h->pollers) {
-		release_socket(h);
-		pthread_cond_broadcast(&h->idle);
-	}
+	lock_socket(h);
 	return ready;
+}
+
+/*
+ * Waits for a packet for as long as it takes. A wake-up less than to poll: the
+ * packet comes with it.
+ */
+static void lead_blocked(struct hostwatch *h, bool direct)
+{
+	ssize_t size;
+	int wrong;
+
+	h->leading = true;
+	unlock_socket(h);
+	size = hwc_read_packet(h->socket, h->read_buffer, 0, &wrong);
+	lock_socket(h);
+	h->leading = false;
+	if (h->state != HWC_DOWN)
+		hwc_take_packet(h, size, wrong, direct && !h->queue);
 }
 
 /*
@@ -229,6 +258,10 @@ static bool lead(struct hostwatch *h, short also, bool direct, int64_t deadline)
 {
 	struct pollfd fd = { .fd = h->socket, .events = POLLIN | also };
 
+	if (!also && deadline == HWC_FOREVER) {
+		lead_blocked(h, direct);
+		return true;
+	}
 	if (!also && hwc_receive(h, direct))
 		return true;
 	if (!also && hwc_passed(deadline))
@@ -312,11 +345,14 @@ static void await_room(struct hostwatch *h, bool room, int64_t deadline)
 	clear_eventfd(h->kick);
 }
 
-/* The daemon hung up: reads what it said before that, then fails. */
+/* The daemon hung up: reads what it said before that, or lets the thread that
+ * leads do it, then fails. */
 static void drain(struct hostwatch *h)
 {
 	while (h->state != HWC_DOWN)
-		if (!hwc_receive(h, false))
+		if (h->leading)
+			await_room(h, false, HWC_FOREVER);
+		else if (!hwc_receive(h, false))
 			hwc_fail(h, -ECONNRESET,
 				 "hostwatchd closed the connection");
 }

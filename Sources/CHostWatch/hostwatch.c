@@ -66,7 +66,7 @@ void hostwatch_options_init(struct hostwatch_options *options, size_t size)
 	       size < sizeof(defaults) ? size : sizeof(defaults));
 }
 
-/* connect(2) with a time limit; the socket, not blocking, or -errno. */
+/* connect(2) with a time limit; the socket or -errno. */
 static int connect_socket(const char *path, int timeout_ms)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };

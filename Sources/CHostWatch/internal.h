@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "hostwatch.h"
 
@@ -68,7 +69,7 @@ struct hostwatch {
 	bool stopped;	     /* hostwatch_shutdown() was called */
 	uint64_t connection; /* counts connections */
 	int socket;
-	unsigned int pollers; /* threads that poll the socket, unlocked */
+	unsigned int pollers; /* threads that wait on the socket, unlocked */
 	pthread_cond_t idle;  /* no pollers */
 	int error;	      /* why it is down */
 	char text[HWC_TEXT_SIZE];
@@ -83,7 +84,8 @@ struct hostwatch {
 	pthread_cond_t send_turn;
 	bool sender_polls; /* it waits for `kick` */
 
-	/* Reading: the thread that leads polls the socket for all. */
+	/* Reading: the thread that leads reads the socket for all. While it
+	 * waits, `read_buffer` is its own. */
 	bool leading;
 	unsigned char *read_buffer; /* HW_PACKET_MAX bytes each */
 	unsigned char *event_buffer;
@@ -155,11 +157,19 @@ void hwc_parse_notice(const unsigned char *packet,
 void hwc_copy_text(char text[HWC_TEXT_SIZE], const unsigned char *bytes,
 		   size_t size);
 
+/* receive.c */
+
 /*
- * receive.c, locked: receives one packet if there is one; false if there is
- * none. `direct`: the caller is about to hand out its records, and there are
- * none before them.
+ * Receives one packet into `buffer` (HW_PACKET_MAX bytes); its size, 0 at the
+ * end, or a negative errno. `wrong`: MSG_TRUNC and MSG_CTRUNC. Needs no lock.
  */
+ssize_t hwc_read_packet(int socket, void *buffer, int flags, int *wrong);
+/*
+ * Locked: what follows from a packet in `read_buffer`. `direct`: the caller is
+ * about to hand out its records, and there are none before them.
+ */
+void hwc_take_packet(struct hostwatch *h, ssize_t size, int wrong, bool direct);
+/* Locked: both, without waiting; false if there is no packet. */
 bool hwc_receive(struct hostwatch *h, bool direct);
 
 /* connection.c, all locked. */

@@ -171,16 +171,15 @@ static void handle_packet(struct hostwatch *h, size_t size, bool direct)
  * The message has no room for descriptors: the kernel drops what a daemon that
  * is none may send, and says so with MSG_CTRUNC.
  */
-bool hwc_receive(struct hostwatch *h, bool direct)
+ssize_t hwc_read_packet(int socket, void *buffer, int flags, int *wrong)
 {
 	bool reset = false;
 	ssize_t size;
-	struct iovec part = { h->read_buffer, HW_PACKET_MAX };
+	struct iovec part = { buffer, HW_PACKET_MAX };
 	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
 
 	for (;;) {
-		size = recvmsg(h->socket, &message,
-			       MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		size = recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
 		if (size >= 0 || (errno != EINTR && errno != ECONNRESET))
 			break;
 		/* The daemon hung up without reading all we sent. What it sent
@@ -189,15 +188,30 @@ bool hwc_receive(struct hostwatch *h, bool direct)
 			break;
 		reset = reset || errno == ECONNRESET;
 	}
-	if (size < 0 && errno == EAGAIN)
-		return false;
+	*wrong = message.msg_flags & (MSG_CTRUNC | MSG_TRUNC);
+	return size < 0 ? -errno : size;
+}
+
+void hwc_take_packet(struct hostwatch *h, ssize_t size, int wrong, bool direct)
+{
 	if (size <= 0)
 		hwc_fail(h, -ECONNRESET, "hostwatchd closed the connection");
-	else if (message.msg_flags & MSG_CTRUNC)
+	else if (wrong & MSG_CTRUNC)
 		fail_malformed(h, "descriptors");
-	else if (message.msg_flags & MSG_TRUNC)
+	else if (wrong)
 		fail_malformed(h, "a packet larger than the protocol's");
 	else
 		handle_packet(h, (size_t)size, direct);
+}
+
+bool hwc_receive(struct hostwatch *h, bool direct)
+{
+	int wrong;
+	ssize_t size = hwc_read_packet(h->socket, h->read_buffer, MSG_DONTWAIT,
+				       &wrong);
+
+	if (size == -EAGAIN)
+		return false;
+	hwc_take_packet(h, size, wrong, direct);
 	return true;
 }

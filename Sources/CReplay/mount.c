@@ -21,14 +21,15 @@
 #define STATX_MNT_ID 0x1000U
 #endif
 
-int replay_open_mount(const char *path, uint64_t *mount_id)
+int replay_open_mount(const char *path, struct replay_mount *mount)
 {
 	struct statx status;
 	int tree, fd;
 
 	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_MNT_ID, &status) < 0)
 		return -errno;
-	*mount_id = status.stx_mnt_id;
+	*mount = (struct replay_mount){ status.stx_mnt_id, status.stx_dev_major,
+					status.stx_dev_minor };
 	tree = (int)syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | O_CLOEXEC);
 	if (tree < 0)
 		return -errno;
@@ -53,8 +54,9 @@ int replay_make_read_only(const char *path)
 		       0;
 }
 
-/* Whether a line of the mount table begins with the id; a negative errno. */
-static int is_mounted(uint64_t mount_id)
+/* Whether a line of the mount table begins with the id and, after the parent's, has
+ * the device; a negative errno. */
+static int is_mounted(struct replay_mount mount)
 {
 	FILE *table = fopen("/proc/self/mountinfo", "re");
 	char line[4096];
@@ -64,8 +66,13 @@ static int is_mounted(uint64_t mount_id)
 		return -errno;
 	while (!found && fgets(line, sizeof(line), table)) {
 		uint64_t id;
+		uint32_t major, minor;
 
-		found = at_start && sscanf(line, "%" SCNu64, &id) == 1 && id == mount_id;
+		found = at_start &&
+			sscanf(line, "%" SCNu64 " %*u %" SCNu32 ":%" SCNu32, &id,
+			       &major, &minor) == 3 &&
+			id == mount.id && major == mount.major &&
+			minor == mount.minor;
 		at_start = false;
 		for (const char *at = line; *at; at++)
 			at_start = *at == '\n';
@@ -74,14 +81,14 @@ static int is_mounted(uint64_t mount_id)
 	return found;
 }
 
-int replay_wait_unmount(uint64_t mount_id)
+int replay_wait_unmount(struct replay_mount mount)
 {
 	int fd = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC), result;
 	struct pollfd changed = { .fd = fd, .events = POLLPRI };
 
 	if (fd < 0)
 		return -errno;
-	while ((result = is_mounted(mount_id)) > 0)
+	while ((result = is_mounted(mount)) > 0)
 		if (poll(&changed, 1, -1) < 0 && errno != EINTR) {
 			result = -errno;
 			break;

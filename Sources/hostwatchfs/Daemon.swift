@@ -34,11 +34,13 @@ import HostWatch
   }
   private let reregistration = Reregistration()
 
-  init(socket: String, root: Descriptor) throws(Refusal) {
+  /// With `access` each reading on the host is told as well.
+  init(socket: String, root: Descriptor, access: Bool) throws(Refusal) {
     var options = unsafe hostwatch_options()
     unsafe hostwatch_options_init(&options, MemoryLayout<hostwatch_options>.size)
     unsafe options.mode = UInt32(HW_MODE_NODES)
     unsafe options.options = UInt32(HW_SUPPRESS_ECHO)
+    if access { unsafe options.events = UInt64(HW_EVENTS_DEFAULT | HW_ACCESS) }
     unsafe options.flags = Self.reconnectFlag
     // The handle is closed in deinit, before this goes.
     unsafe options.argument = unsafe Unmanaged.passUnretained(reregistration).toOpaque()

@@ -23,6 +23,7 @@ struct Hostwatchfs: ParsableCommand {
 
       OPTIONS OF -o
         events=replay|invalidate|none   what is done with the host's changes (replay)
+        access                          reading on the host is told, too
         timeout=SECONDS                 how long the kernel may cache (for ever; 1 with events=none)
         max_threads=N                   threads that serve requests (16)
         socket=PATH                     where hostwatchd listens

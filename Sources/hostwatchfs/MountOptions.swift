@@ -11,6 +11,8 @@ struct MountOptions: Sendable, Equatable {
   var maxThreads: UInt32 = 16
   var isReadOnly = false
   var isDirectIO = false
+  /// Reading on the host is told, too.
+  var tellsAccess = false
   var socket: String?
   /// What libfuse gets.
   var passed: [String] = []
@@ -36,6 +38,9 @@ struct MountOptions: Sendable, Equatable {
     for list in lists {
       for word in list.split(separator: ",") { try take(String(word)) }
     }
+    if tellsAccess && events == .none {
+      throw Mistake(text: "access: with events=none nobody tells what is read on the host")
+    }
   }
 
   private mutating func take(_ word: String) throws(Mistake) {
@@ -48,6 +53,7 @@ struct MountOptions: Sendable, Equatable {
       isReadOnly = true
       passed.append("ro")
     case ("direct_io", nil): isDirectIO = true
+    case ("access", nil): tellsAccess = true
     case ("events", let value?):
       guard let events = Events(rawValue: value) else {
         throw Mistake(text: "events=\(value): replay, invalidate or none is wanted")

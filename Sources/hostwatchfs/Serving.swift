@@ -127,7 +127,8 @@ struct Serving {
     guard options.events != .none else { return nil }
     let path = socket ?? HW_SOCKET_PATH
     do throws(Daemon.Refusal) {
-      return try Daemon(socket: path, root: backing.rootDescriptor)
+      return try Daemon(
+        socket: path, root: backing.rootDescriptor, access: options.tellsAccess)
     } catch {
       switch error.code {
       case ENOENT, ECONNREFUSED:

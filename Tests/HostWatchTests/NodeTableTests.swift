@@ -66,6 +66,42 @@ import Testing
     }
   }
 
+  /// The same with several sessions on few objects, so that the registration beside an
+  /// object goes before the others, and its place is taken again.
+  @Test func itHoldsWhoeverComesAndGoes() {
+    var generator = SeededGenerator(state: 11)
+    var table = NodeTable(seed: 23)
+    var truth: [UInt32: [UInt32: (index: UInt32, id: NodeID)]] = [:]
+    for step in 0..<30_000 {
+      let number = UInt32.random(in: 1...200, using: &generator)
+      let session = UInt32.random(in: 0..<5, using: &generator)
+      let handle = number % 3 == 0 ? longHandle(number) : KernelSimulator.handle(number)
+      if let known = truth[number]?[session] {
+        table.remove(known.index)
+        truth[number]?[session] = nil
+        #expect(table.registration(known.index).session == NodeTable.noSession)
+      } else {
+        let id = NodeID(nodeid: UInt64(number), generation: UInt64(step))
+        let index = table.insert(handle, id: id, session: session, interest: .modify)
+        truth[number, default: [:]][session] = (index, id)
+        table.setInterest(index, .allEvents)
+      }
+      let known = truth[number] ?? [:]
+      var found: [UInt32: UInt32] = [:]
+      var index = handle.withView { table.firstRegistration(of: $0) }
+      while index != 0 {
+        let entry = table.registration(index)
+        #expect(found.updateValue(index, forKey: entry.session) == nil)
+        #expect(entry.id.value == known[entry.session]?.id)
+        #expect(entry.interest == UInt32(truncatingIfNeeded: EventMask.allEvents.rawValue))
+        #expect(table.handle(of: index) == handle)
+        index = entry.next
+      }
+      #expect(found == known.mapValues(\.index))
+    }
+    #expect(table.count == truth.values.filter { !$0.isEmpty }.count)
+  }
+
   @Test func whatIsRemovedIsNobodys() {
     var table = NodeTable(seed: 1)
     let index = table.insert(

@@ -129,6 +129,7 @@ def main():
                 while result.again:
                     tests = {test.id(): test for test in result.again}.values()
                     result.again = []
+                    result._previousTestClass = None  # it is set up again
                     unittest.TestSuite(
                         type(test)(test._testMethodName) for test in tests).run(result)
     except KeyboardInterrupt:

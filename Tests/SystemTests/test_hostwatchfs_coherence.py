@@ -504,6 +504,70 @@ class GitTest(MountTest):
         self.assertEqual(tree(os.path.join(self.mnt, "clone")), tree(self.path("clone")))
 
 
+    def test_a_build_while_the_host_rebases(self):
+        """A build runs on the mount again and again while the host rebases: what it
+        builds in the end is what the host has."""
+        host, here = self.path("tree"), os.path.join(self.mnt, "tree")
+        os.mkdir(host)
+        self.git(host, "init", "-q", "-b", "main")
+        parts = [f"part{number}" for number in range(12)]
+        write(os.path.join(host, "Makefile"), (
+            f"prog: main.o {' '.join(f'{part}.o' for part in parts)}\n"
+            "\tcc -o $@ $^\n%.o: %.c all.h\n\tcc -O1 -c -o $@ $<\n").encode())
+        write(os.path.join(host, ".gitignore"), b"*.o\nprog\n")
+        write(os.path.join(host, "all.h"), "".join(f"int {part}(void);\n" for part in parts).encode())
+        write(os.path.join(host, "main.c"), (
+            '#include <stdio.h>\n#include "all.h"\nint main(void) {\n'
+            + "".join(f'printf("%d\\n", {part}());\n' for part in parts) + "return 0; }\n").encode())
+
+        def commit(text, value):
+            for number, part in enumerate(parts):
+                if text == "base" or number % 3 == value % 3:
+                    write(os.path.join(host, f"{part}.c"),
+                          f'#include "all.h"\nint {part}(void) {{ return {value}; }}\n'.encode())
+            self.git(host, "add", "-A")
+            self.git(host, "commit", "-qm", f"{text} {value}")
+
+        commit("base", 0)
+        self.git(host, "checkout", "-q", "-b", "topic")
+        for value in (1, 4, 7, 10):
+            commit("topic", value)
+        self.git(host, "checkout", "-q", "main")
+        commit("main", 2)
+        builds, stop = [], threading.Event()
+
+        def build():
+            while not stop.is_set():
+                # In the middle of a rebase a source may be missing, as it is on the host.
+                builds.append(subprocess.run(["make", "-s", "-j2"], cwd=here, check=False,
+                                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+        builder = threading.Thread(target=build)
+        builder.start()
+        try:
+            for turn in range(6):
+                self.git(host, "checkout", "-q", "topic")
+                self.git(host, "rebase", "-q", "main")
+                self.git(host, "checkout", "-q", "main")
+                commit("main", 5 + 3 * turn)
+        finally:
+            stop.set()
+            builder.join()
+        self.assertGreater(len(builds), 1)
+        self.git(host, "checkout", "-q", "topic")
+        self.git(host, "rebase", "-q", "main")
+        self.fs.sync()
+        self.assertEqual(self.git(here, "status", "--porcelain"), "")
+        self.assertEqual(tree(here), tree(host))
+        outputs = []
+        for top in (here, host):
+            subprocess.run(["make", "-s", "-B"], cwd=top, check=True)
+            outputs.append(subprocess.run(["./prog"], cwd=top, check=True,
+                                          stdout=subprocess.PIPE).stdout)
+        self.assertEqual(outputs[0], outputs[1])
+        self.assertEqual(sorted(set(outputs[0].split())), [b"0", b"10", b"20"])
+
+
 class CommandTest(DaemonTest):
     def setUp(self):
         super().setUp()
@@ -521,6 +585,7 @@ class CommandTest(DaemonTest):
                 ((self.share, where, "--socket", nobody), 69, b"no hostwatchd listens"),
                 (("/proc", where, "--socket", self.daemon.socket), 69, b"cannot watch"),
                 ((self.share, where, "-o", "nonsense"), 64, b"no such option"),
+                ((self.share, where, "-o", "access,events=none"), 64, b"nobody tells"),
                 ((self.share, where, "-o", "events=some"), 64, b"replay, invalidate or none"),
                 ((self.share, where, "-o", "timeout=x"), 64, b"seconds"),
                 ((self.share, where + "none"), 71, b"No such file"),

@@ -6,10 +6,12 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import unittest
+import urllib.request
 
 import daemon
 import fusefs
@@ -33,6 +35,11 @@ def children(pid, name):
         if parent == pid and f"({name})" in text:
             found.append(int(entry))
     return found
+
+
+def mount_id(path):
+    with open("/proc/self/mountinfo", encoding="utf-8") as table:
+        return next((int(line.split()[0]) for line in table if line.split()[4] == path), None)
 
 
 class MountedTest(unittest.TestCase):
@@ -117,6 +124,24 @@ class ReplayTest(MountedTest):
         replayer = self.replayer(mount)
         mount.unmount()
         fusefs.wait_until(lambda: not os.path.exists(f"/proc/{replayer}"), "the replayer ends")
+
+    def test_another_mount_gets_the_id(self):
+        """The kernel gives a mount's id out again at once: what is mounted next has it."""
+        mount = self.mounted()
+        before = mount_id(mount.path)
+        mount.process.send_signal(signal.SIGSTOP)
+        try:
+            subprocess.run(["umount", "-l", mount.path], check=True)
+            others = []
+            while before not in map(mount_id, others) and len(others) < 50:
+                others.append(scratch.new_path("other"))
+                os.mkdir(others[-1])
+                subprocess.run(["mount", "-t", "tmpfs", "other", others[-1]], check=True)
+                self.addCleanup(subprocess.run, ["umount", others[-1]], check=True)
+            self.assertIn(before, map(mount_id, others), "the id is not given out again")
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
+        self.assertEqual(mount.process.wait(TIMEOUT), 0, mount.log())
 
     def test_nobody_sees_the_orphanage(self):
         mount = self.mounted()
@@ -253,13 +278,18 @@ class ProgramTest(MountedTest):
                 file.write("second\n")
         self.wait_for(program, "second\n", change)
 
+    def interpreter(self, *modules):
+        """The Python that has the modules: $HOSTWATCH_TEST_PYTHON, this one or Debian's."""
+        choice = [os.environ.get("HOSTWATCH_TEST_PYTHON"), sys.executable, "/usr/bin/python3"]
+        for python in filter(None, choice):
+            if shutil.which(python) and not subprocess.run(
+                    [python, "-c", f"import {', '.join(modules)}"], stderr=subprocess.DEVNULL,
+                    check=False).returncode:
+                return python
+        return self.skipTest(f"no Python here has {' and '.join(modules)}")
+
     def python(self, module, script):
-        """A program for the Python that has the module; $HOSTWATCH_TEST_PYTHON names one."""
-        python = os.environ.get("HOSTWATCH_TEST_PYTHON", sys.executable)
-        if subprocess.run([python, "-c", f"import {module}"], stderr=subprocess.DEVNULL,
-                          check=False).returncode:
-            self.skipTest(f"{python} has no {module}")
-        return self.start(python, "-u", "-c", script)
+        return self.start(self.interpreter(module), "-u", "-c", script)
 
     def test_watchdog(self):
         program = self.python("watchdog", (
@@ -280,6 +310,51 @@ class ProgramTest(MountedTest):
         self.wait_for(program, "moved ./dir/sub")
         os.rmdir(self.path("dir", "other"))
         self.wait_for(program, "deleted ./dir/other")
+
+    def test_flask(self):
+        """Flask's development server: its reloader watches the source with inotify."""
+        python = self.interpreter("flask", "watchdog")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = free.getsockname()
+        self.flask_app("one")
+        server = self.start(
+            python, "-u", "-m", "flask", "run", "--port", str(address[1]), start_new_session=True,
+            env={**os.environ, "FLASK_APP": "app", "FLASK_DEBUG": "1", "PYTHONDONTWRITEBYTECODE": "1"})
+        # The server itself is a child of the one that restarts it.
+        self.addCleanup(self.end_group, server.pid)
+        self.wait_for(server, "Restarting with watchdog (inotify)")
+        self.wait_for(server, "Debugger PIN")
+        self.assertEqual(self.get(address), "one")
+        for text in ("two", "three"):
+            self.flask_app(text)
+            self.wait_for(server, "Detected change in")
+            server.text = ""
+            fusefs.wait_until(lambda: self.get(address) == text, f"the server says {text}")
+
+    @staticmethod
+    def end_group(pid):
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it has ended
+
+    def flask_app(self, text):
+        """As editors do it: a new file takes the place of the old one."""
+        temporary = self.path("app.py~")
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write("import flask\napp = flask.Flask(__name__)\n"
+                       f"@app.route('/')\ndef answer(): return {text!r}\n")
+        os.rename(temporary, self.path("app.py"))
+
+    @staticmethod
+    def get(address):
+        """What the server answers; None while it is on its way."""
+        try:
+            with urllib.request.urlopen(f"http://{address[0]}:{address[1]}/", timeout=TIMEOUT) as page:
+                return page.read().decode()
+        except OSError:
+            return None
 
     def test_watchfiles(self):
         program = self.python("watchfiles", (

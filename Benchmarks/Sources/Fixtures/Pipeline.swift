@@ -202,4 +202,6 @@ public final class NodeSet {
   }
 
   public var lookups: Int { order.count }
+  /// Bytes beside malloc's.
+  public var mappedBytes: Int { table.mappedBytes }
 }

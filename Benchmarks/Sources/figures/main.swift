@@ -58,7 +58,7 @@ case "table":
   let count = repeats == 8 ? 1_000_000 : repeats
   let before = counting_live_bytes()
   let nodes = NodeSet(count, lookups: 1)
-  let bytes = Double(counting_live_bytes() - before) / Double(count)
+  let bytes = Double(Int(counting_live_bytes() - before) + nodes.mappedBytes) / Double(count)
   precondition(nodes.run() == 1)
   report(workload, events: count, allocations: 0, bytes: bytes)
 case "time":

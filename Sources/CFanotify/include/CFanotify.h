@@ -87,6 +87,21 @@ static inline void hw_prefetch(const void *address)
 	__builtin_prefetch(address);
 }
 
+/* Huge pages on x86-64, and on arm64 with pages of 4 KiB. */
+enum { hw_huge_page_size = 2 << 20 };
+
+/*
+ * Asks for huge pages in the part of the memory that can have them
+ * (MADV_HUGEPAGE), before it is touched. A kernel that has none gives small ones.
+ */
+void hw_advise_huge_pages(void *memory, size_t size);
+
+/*
+ * Zeroed memory of its own, a huge page if the kernel has one to give; NULL
+ * without memory. munmap(2) gives it back.
+ */
+void *hw_map_huge_page(void);
+
 /* fanotify_init(2) and fanotify_mark(2), -errno on failure. */
 int hw_fanotify_init(unsigned int flags, unsigned int event_flags);
 int hw_fanotify_mark(int group, unsigned int flags, uint64_t mask, int dirfd,

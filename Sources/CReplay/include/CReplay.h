@@ -105,12 +105,19 @@ int replay_call(int socket, const struct replay_request *request, const void *na
 		const void *new_name, const void *path, const void *new_path,
 		struct replay_answer *answer);
 
+/* A mount in this process's mount table. Its id is given out again as soon as it is
+ * unmounted; the device is not, as long as a clone is there. */
+struct replay_mount {
+	uint64_t id;
+	uint32_t major, minor;
+};
+
 /*
  * A descriptor of the root of the mount at `path`, open for reading, that does
- * not keep it from being unmounted: of a detached clone. The id of the mount at
- * `path` (statx) goes to *mount_id. Or a negative errno.
+ * not keep it from being unmounted: of a detached clone. Which mount it is goes
+ * to *mount. Or a negative errno.
  */
-int replay_open_mount(const char *path, uint64_t *mount_id);
+int replay_open_mount(const char *path, struct replay_mount *mount);
 
 /* Makes the mount at `path` read-only, not its filesystem: what is done through
  * the descriptor of replay_open_mount() is not refused. 0 or a negative errno. */
@@ -118,7 +125,7 @@ int replay_make_read_only(const char *path);
 
 /* Waits until this process's mount table has the mount no more: 0, or a negative
  * errno. */
-int replay_wait_unmount(uint64_t mount_id);
+int replay_wait_unmount(struct replay_mount mount);
 
 /* The halves of a device number. */
 uint32_t replay_major(uint64_t device);

@@ -4,7 +4,7 @@ import CHostWatch
 extension HostWatchClient {
   /// What a session is to watch and how: the INIT message.
   public struct Attachment: Sendable {
-    /// What is watched.
+    /// What the session is about.
     public enum Root: Sendable, Hashable {
       /// A share of the daemon's configuration.
       case share(String)
@@ -12,7 +12,7 @@ extension HostWatchClient {
       case directory(Int32)
     }
 
-    /// In whose identities events come.
+    /// In whose terms events are told, and about what.
     public enum Mode: UInt16, Sendable {
       /// Events about what is registered, in the server's own identities.
       case nodes = 1
@@ -20,13 +20,14 @@ extension HostWatchClient {
       case tree = 2
     }
 
-    /// What is watched.
+    /// The directory whose changes are told.
     public var root: Root
-    /// In whose identities events come.
+    /// `.nodes` for FUSE servers.
     public var mode: Mode
-    /// What else is asked for.
+    /// What is left out or added; not every peer is granted everything
+    /// (``HostWatchClient/Session/options``).
     public var options: Options
-    /// Which events are asked for; `Session.events` says which are delivered.
+    /// What is told of a node that asks for nothing else; empty means ``EventMask/defaultEvents``.
     public var events: EventMask
     /// The longest time the daemon may hold events back to batch them; 0
     /// means to send at once.
@@ -38,7 +39,7 @@ extension HostWatchClient {
     /// With `.suppressEcho`: whose changes are left out; 0 is this process.
     public var echoProcess: UInt32 = 0
 
-    /// The other fields have their defaults, and may be changed.
+    /// A session with the daemon's own limits; change the properties for others.
     public init(
       _ root: Root, mode: Mode = .nodes, options: Options = [],
       events: EventMask = .defaultEvents
@@ -81,7 +82,7 @@ extension HostWatchClient {
     /// means that nothing is to be checked.
     public var since: Moment
 
-    /// An object, and a descriptor of it that stays the caller's.
+    /// An object as the server has it open and names it.
     public init(
       _ node: NodeID, descriptor: Int32, interest: EventMask = [], since: Moment = .none
     ) {
@@ -94,18 +95,18 @@ extension HostWatchClient {
 
   /// A time on CLOCK_REALTIME, as filesystems stamp their inodes.
   public struct Moment: Sendable, Hashable {
-    /// Since the epoch.
+    /// Since 1970-01-01 00:00:00 UTC.
     public var seconds: Int64
-    /// Of the second, 0 to 999,999,999.
+    /// 0 … 999,999,999.
     public var nanoseconds: UInt32
 
-    /// A time as stat(2) has it.
+    /// As in `struct timespec`.
     public init(seconds: Int64, nanoseconds: UInt32) {
       self.seconds = seconds
       self.nanoseconds = nanoseconds
     }
 
-    /// No time: nothing is checked.
+    /// No moment: nothing is compared with it.
     public static let none = Moment(seconds: 0, nanoseconds: 0)
 
     /// The present, such that every change from now on has a later ctime:

@@ -6,7 +6,7 @@ import Synchronization
 extension HostWatchClient {
   /// A call to the daemon that failed.
   public enum Failure: Error, Sendable, Equatable, CustomStringConvertible {
-    /// A system call failed; ECONNREFUSED and ENOENT of connect(2): no daemon listens.
+    /// A system call of this process failed.
     case system(SystemError)
     /// The daemon said no, and why.
     case refused(Refusal)
@@ -144,12 +144,13 @@ extension HostWatchClient {
 }
 
 extension HostWatchClient.Connection {
-  /// Sends a request and waits for its reply.
+  /// Sends a request and waits for its reply. What the daemon sends in
+  /// between goes to `notification`.
   ///
   /// - Parameters:
-  ///   - request: what is asked.
+  ///   - request: what has a reply: not FORGET.
   ///   - timeoutMilliseconds: the longest silence, -1 for ever.
-  ///   - notification: is given what the daemon sends in between.
+  ///   - notification: called for each message that is not the reply.
   public func call(
     _ request: HostWatchClient.Request, timeoutMilliseconds: Int32 = -1,
     notification: (HostWatchClient.Packet) -> Void = { _ in }

@@ -1,13 +1,13 @@
 extension HostWatchClient {
   /// What a session tells, in order.
   public enum Event: Sendable, Equatable {
-    /// One change.
+    /// Something changed.
     case record(Record)
     /// Changes after the record `sequence` were lost. In NODES mode the daemon
     /// checks what is registered and says so with `.resynced`; new records
     /// keep coming meanwhile.
     case lost(LossReason, sequence: UInt64)
-    /// The end of a gap that `.lost` began.
+    /// The gap is over: what changed in it has been told as records with `.recheck`.
     case resynced(Resync)
     /// The daemon ends the session; `.disconnected` follows.
     case detached(DetachReason)

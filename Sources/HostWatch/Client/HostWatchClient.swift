@@ -65,13 +65,13 @@ public final class HostWatchClient: Sendable {
   /// iterates takes them out of the buffer, and leaving a loop loses none.
   public var events: Events { Events(client: self) }
 
-  /// What `events` is: the same buffer whoever iterates.
+  /// What ``HostWatchClient/events`` is.
   public struct Events: AsyncSequence, Sendable {
     let client: HostWatchClient
 
     public func makeAsyncIterator() -> Iterator { Iterator(client: client) }
 
-    /// Takes events out of the buffer.
+    /// Takes the events out, for one consumer at a time.
     public struct Iterator: AsyncIteratorProtocol, Sendable {
       let client: HostWatchClient
 

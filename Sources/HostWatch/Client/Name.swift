@@ -2,11 +2,15 @@ extension HostWatchClient {
   /// A name or a path as the filesystem has it: bytes without NUL, in no
   /// promised encoding. Empty where a record has none.
   public struct Name: Hashable, Sendable {
+    /// As readdir(3) gives them.
     public let bytes: [UInt8]
 
+    /// A name of any bytes.
     public init(_ bytes: [UInt8]) { self.bytes = bytes }
+    /// A name of UTF-8.
     public init(_ string: String) { bytes = Array(string.utf8) }
 
+    /// No name was told.
     public var isEmpty: Bool { bytes.isEmpty }
 
     /// The name as text, or nil when it is not UTF-8.

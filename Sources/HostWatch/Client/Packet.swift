@@ -5,13 +5,13 @@ extension HostWatchClient {
   public enum Packet: Sendable, Hashable {
     /// `type` is that of the request, 0 when the daemon could not read it.
     case reply(unique: UInt64, type: UInt16, Reply)
-    /// Changes, in their order.
+    /// EVENTS.
     case events(RecordBatch)
     /// What happened after the record `sequence` is not known in full.
     case lost(LossReason, sequence: UInt64)
-    /// The end of a gap.
+    /// RESYNCED, the end of a gap.
     case resynced(Resync)
-    /// The session has ended.
+    /// DETACHED, the session's last message.
     case detached(DetachReason)
   }
 
@@ -25,7 +25,7 @@ extension HostWatchClient {
     case synced
     /// STATUS: a JSON object.
     case status(String)
-    /// Any request that was not granted.
+    /// Any request: a negative errno and a sentence.
     case refused(Refusal)
   }
 
@@ -37,7 +37,7 @@ extension HostWatchClient {
     /// gave none.
     public let text: String
 
-    /// A positive errno, and a sentence or none.
+    /// `code` is a positive errno.
     public init(code: Int32, text: String) {
       self.code = code
       self.text = text
@@ -52,29 +52,29 @@ extension HostWatchClient {
 
   /// What INIT granted.
   public struct Session: Sendable, Hashable {
-    /// Not 0; a record's `origin` names it.
+    /// What STATUS calls the session, and other sessions' `origin`.
     public var id: UInt64
-    /// What is in force, of what was asked for.
+    /// What was granted of the options asked for.
     public var options: Options
     /// What is delivered, of what was asked for.
     public var events: EventMask
-    /// The root's identity, which is registered from the start.
+    /// The root as records name it.
     public var root: NodeID
     /// The largest packet the daemon sends, in bytes.
     public var maxPacketBytes: UInt32
     /// What the daemon queues for this client, in bytes.
     public var queueLimitBytes: UInt32
-    /// How many objects may be registered.
+    /// How many nodes may be registered at a time.
     public var maxNodes: UInt32
   }
 
   /// Why there is a gap (`hw_lost.reason`).
   public enum LossReason: UInt32, Sendable, Hashable, CustomStringConvertible {
-    /// The kernel dropped events, for every session of the filesystem.
+    /// The kernel's queue of the filesystem overflowed.
     case kernelQueue = 1
-    /// This client read too slowly, and its queue was full.
+    /// This client did not read, and its queue was full.
     case sessionQueue = 2
-    /// More happened during a restart than was kept.
+    /// The daemon was restarted, and not every event of that time could be kept.
     case restart = 3
 
     public var description: String {
@@ -91,9 +91,9 @@ extension HostWatchClient {
   public struct Resync: Sendable, Hashable {
     /// Of the last record before this message.
     public var sequence: UInt64
-    /// Registered nodes that the daemon looked at.
+    /// Registered nodes that were looked at.
     public var nodesChecked: UInt64
-    /// Those of them that had changed: each came as a record.
+    /// Of these, nodes that were told as changed or gone.
     public var nodesReported: UInt64
   }
 
@@ -101,9 +101,9 @@ extension HostWatchClient {
   public enum DetachReason: UInt32, Sendable, Hashable, CustomStringConvertible {
     /// The filesystem was unmounted.
     case unmounted = 1
-    /// The share left the configuration, or this user's right to it.
+    /// The share was removed from the configuration.
     case shareRemoved = 2
-    /// The daemon ends, and none follows.
+    /// The daemon ends.
     case shutdown = 3
 
     public var description: String {
@@ -125,7 +125,7 @@ extension HostWatchClient {
       case surplus
       /// The header's size is not the packet's length.
       case wrongSize(UInt32)
-      /// A type that this version does not have.
+      /// `hw_header.type` is none of the protocol's.
       case unknownType(UInt16)
       /// A reserved field or padding is not zero.
       case notZero
@@ -133,21 +133,21 @@ extension HostWatchClient {
       case wrongUnique(UInt64)
       /// A positive error, or none where there must be one.
       case wrongError(Int32)
-      /// Another major version than 1.
+      /// INIT's reply speaks another version.
       case wrongVersion(UInt16)
-      /// A count that the packet has no room for, or of nothing.
+      /// A count that the packet has no room for.
       case wrongCount(UInt32)
       /// A record's size does not hold its names, or is not a multiple of 8.
       case wrongRecordSize(UInt32)
       /// NUL in a name or path, or "/" in a name.
       case wrongName
-      /// A reason that this version does not have.
+      /// A reason that the protocol does not know.
       case wrongReason(UInt32)
-      /// A record that is not the one after the last.
+      /// Records are missing between two packets.
       case sequenceGap(expected: UInt64, found: UInt64)
-      /// Text that is not UTF-8.
+      /// A sentence or JSON that is no UTF-8.
       case notUTF8
-      /// The daemon passed descriptors, which it never does.
+      /// The daemon sends no descriptors.
       case unexpectedDescriptors
       /// A reply to no request, or of another type than its request.
       case unexpectedReply

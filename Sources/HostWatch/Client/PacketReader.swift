@@ -12,6 +12,7 @@ extension HostWatchClient {
     /// Of the last record read, 0 before the first.
     public private(set) var sequence: UInt64 = 0
 
+    /// A reader before the first packet of a session.
     public init() {}
 
     /// Reads one packet; after an error the stream cannot be trusted.

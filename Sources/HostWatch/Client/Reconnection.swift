@@ -46,10 +46,10 @@ extension HostWatchClient {
     /// If it throws, or the connection is lost, everything begins anew with the
     /// same `since`.
     public var register: @Sendable (HostWatchClient, Moment) async throws -> Void
-    /// The least time between SYNCs of the client's own.
+    /// The shortest time between two of the client's own SYNCs, in milliseconds.
     public var syncIntervalMilliseconds: UInt32
 
-    /// What `register` does, and how often `since` is brought up to date.
+    /// `register` is called for each new session.
     public init(
       syncIntervalMilliseconds: UInt32 = 1000,
       register: @escaping @Sendable (HostWatchClient, Moment) async throws -> Void

@@ -8,7 +8,7 @@ extension HostWatchClient {
     /// CREATE, DELETE and RENAME stand alone, `isDirectory` aside; the changes
     /// of an object may come together. Empty with `.recheck`.
     public var mask: EventMask
-    /// How the record came about, and where a rename leads.
+    /// What else there is to know.
     public var flags: Flags
     /// The directory, for a rename the source. `.none` where the session does
     /// not know it, and then without a name.
@@ -21,9 +21,9 @@ extension HostWatchClient {
     public var origin: UInt64
     /// The process that made the change, with `.wantPID`; else 0.
     public var pid: Int32
-    /// The entry in `directory`, empty where there is none.
+    /// The name in `directory`; empty when the record is about an object alone.
     public var name: Name
-    /// Of a rename: the entry in `newDirectory`.
+    /// The name in `newDirectory`, of a rename.
     public var newName: Name
     /// With `.wantPath`: the path of `directory` below the share's root, empty
     /// for the root itself.
@@ -31,7 +31,7 @@ extension HostWatchClient {
     /// The same of `newDirectory`.
     public var newPath: Name
 
-    /// A record with these fields; the client makes them from packets.
+    /// A record from its parts, for tests of a server.
     public init(
       sequence: UInt64, mask: EventMask, flags: Flags = [], directory: NodeID = .none,
       node: NodeID = .none, newDirectory: NodeID = .none, origin: UInt64 = 0, pid: Int32 = 0,

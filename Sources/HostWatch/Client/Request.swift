@@ -4,6 +4,7 @@ import Glibc
 extension HostWatchClient {
   /// A message to the daemon, and its bytes.
   public enum Request: Sendable {
+    /// INIT, the first of a session.
     case attach(Attachment)
     /// At most `maxRegistrations`.
     case register([Registration])
@@ -11,7 +12,9 @@ extension HostWatchClient {
     case forget([NodeID])
     /// At most `maxInterests`.
     case interest([(node: NodeID, mask: EventMask)])
+    /// SYNC: answered after every event of what was complete before.
     case sync
+    /// STATUS, allowed before INIT, too.
     case status
 
     /// Entries of one REGISTER.

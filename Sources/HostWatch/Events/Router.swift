@@ -1,3 +1,4 @@
+import CFanotify
 import CHostWatch
 
 /// From one change on the host to records in each session's terms.
@@ -131,6 +132,14 @@ import CHostWatch
     }
     let seen = unsafe passed[place(handle.hash(seed: nodes.seed))]
     return seen != 0 && now &- seen <= Self.passedMemoryMilliseconds
+  }
+
+  /// Begins to fetch what registering an object will look at.
+  func prefetchRegistering(_ handle: HandleView) {
+    nodes.prefetchIndex(handle)
+    if let passed = unsafe passed {
+      unsafe hw_prefetch(passed + place(handle.hash(seed: nodes.seed)))
+    }
   }
 
   /// A place in `passed`, always within it.

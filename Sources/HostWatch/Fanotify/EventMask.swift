@@ -5,29 +5,29 @@ public struct EventMask: OptionSet, Sendable, Hashable, BitwiseCopyable {
   public let rawValue: UInt64
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
 
-  /// It was read.
+  /// Read.
   public static let access = EventMask(rawValue: 0x1)
-  /// Its contents changed.
+  /// Written to, truncated.
   public static let modify = EventMask(rawValue: 0x2)
-  /// Its attributes changed, its link count among them.
+  /// Mode, owner, times, extended attributes or the link count changed.
   public static let attrib = EventMask(rawValue: 0x4)
-  /// A descriptor open for writing was closed.
+  /// Closed, having been open for writing.
   public static let closeWrite = EventMask(rawValue: 0x8)
-  /// A descriptor not open for writing was closed.
+  /// Closed, having been open for reading alone.
   public static let closeNoWrite = EventMask(rawValue: 0x10)
-  /// It was opened.
+  /// Opened.
   public static let open = EventMask(rawValue: 0x20)
-  /// A name came to be, of a new object or a new link.
+  /// A name was made in a directory.
   public static let create = EventMask(rawValue: 0x100)
-  /// A name was removed.
+  /// A name was removed from a directory.
   public static let delete = EventMask(rawValue: 0x200)
-  /// The object is gone: no name, and nobody has it open.
+  /// The object is gone: its last name, and its last open descriptor.
   public static let deleteSelf = EventMask(rawValue: 0x400)
-  /// It was opened to be executed.
+  /// Opened to be executed.
   public static let openExec = EventMask(rawValue: 0x1000)
   /// FAN_Q_OVERFLOW: only the kernel sends it.
   static let queueOverflow = EventMask(rawValue: 0x4000)
-  /// A name became another, in the same directory or another one.
+  /// A name was moved; one event with both sides.
   public static let rename = EventMask(rawValue: 0x1000_0000)
   /// The object is a directory. Asks for nothing.
   public static let isDirectory = EventMask(rawValue: 0x4000_0000)

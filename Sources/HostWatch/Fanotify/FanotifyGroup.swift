@@ -4,6 +4,7 @@ import Glibc
 
 /// Why a filesystem cannot be watched: what the kernel said, and what to do.
 public struct WatchError: Error, Sendable, CustomStringConvertible {
+  /// The system call that said no.
   public let cause: SystemError
   /// Sentences for an operator or a client.
   public let description: String
@@ -161,6 +162,7 @@ enum WatchAdvice {
 
 /// Filesystems by their magic number, for messages.
 public enum FilesystemName {
+  /// `"ext4"`, or the number of statfs(2)'s `f_type` in hexadecimal.
   public static func name(magic: UInt32) -> String {
     switch Int(magic) {
     case Int(hw_magic_ext4): "ext4"

@@ -15,7 +15,9 @@ public protocol DescriptorStore: AnyObject {
 /// What a process hands over: bytes, and the descriptors they speak of. These
 /// are the hub's still.
 public struct HandOver {
+  /// The sessions, filesystems and shares, in the format of `HandOverState`.
   public let state: [UInt8]
+  /// What the state's numbers stand for: connections, roots, pidfds.
   public let descriptors: [Int32]
 }
 
@@ -28,6 +30,7 @@ public final class HandedDescriptors {
 
   deinit { for case let number? in numbers { _ = close(number) } }
 
+  /// How many came.
   public var count: Int { numbers.count }
 
   /// The descriptor at an index; nil for none, or for one that was taken before.

@@ -3,12 +3,12 @@
 /// A nodeid alone names nothing: servers use nodeids again, and filesystems
 /// inode numbers. Only together with its generation is it an identity.
 public struct NodeID: Hashable, Sendable {
-  /// What a FUSE server calls the object; in TREE mode its inode number.
+  /// FUSE's nodeid; in TREE mode the inode number.
   public var nodeid: UInt64
-  /// Tells it from those that had the nodeid before.
+  /// Tells apart what had the same nodeid at different times.
   public var generation: UInt64
 
-  /// Both are the session's own; `.root` and `.none` are taken.
+  /// Both together name an object.
   public init(nodeid: UInt64, generation: UInt64) {
     self.nodeid = nodeid
     self.generation = generation

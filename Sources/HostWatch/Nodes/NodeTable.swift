@@ -9,6 +9,11 @@ import Glibc
 /// session, that an identity of a session names at most one object, and that
 /// the cost of a lookup does not depend on sessions that did not register the
 /// object. An object is in the table while somebody has it registered.
+///
+/// Most objects have one registration. It lies beside the object, in the same
+/// cache line, so that a lookup among very many waits for memory twice: for the
+/// slot in the index and for that line. Further registrations have a slab of
+/// their own.
 struct NodeTable: ~Copyable {
   /// One session's registration of one object.
   struct Registration: BitwiseCopyable {
@@ -45,12 +50,21 @@ struct NodeTable: ~Copyable {
     var words: (UInt64, UInt64, UInt64)
   }
 
+  /// A registered object and one of its registrations, or none of them
+  /// (`noSession`) while only others are left.
+  struct Node: BitwiseCopyable {
+    var object: Object
+    var registration: Registration
+  }
+
   private static let inlineHandleSize = 24
+  /// Of the index of a registration that is not beside its object.
+  private static let furtherBit: UInt32 = 1 << 31
   static let noSession = UInt32.max
   static let deadBit: UInt32 = 1 << 31
 
-  private var objects = Slab<Object>()
-  private var registrations = Slab<Registration>()
+  private var objects = Slab<Node>()
+  private var further = Slab<Registration>()
   private var byHandle = HashIndex()
   private var longHandles: [FileHandle?] = []
   private var freeLongHandles: [Int] = []
@@ -59,6 +73,9 @@ struct NodeTable: ~Copyable {
 
   init(seed: UInt64) { self.seed = seed }
 
+  /// Bytes that are not of malloc's.
+  var mappedBytes: Int { objects.mappedBytes + further.mappedBytes }
+
   /// Objects in the table.
   var count: Int { objects.count }
 
@@ -66,7 +83,7 @@ struct NodeTable: ~Copyable {
   @inline(__always)
   func firstRegistration(of handle: HandleView, hash: UInt64) -> UInt32 {
     let object = find(handle, UInt32(truncatingIfNeeded: hash >> 32))
-    return object == 0 ? 0 : objects[object].first
+    return object == 0 ? 0 : objects[object].object.first
   }
 
   @inline(__always)
@@ -77,34 +94,43 @@ struct NodeTable: ~Copyable {
   /// Below this many objects the table stays in the processor's caches.
   private static let smallCount = 1 << 14
 
-  /// Looking up one object of a million waits for memory four times. For events
-  /// that come together those waits can run beside each other: this begins the
-  /// first, for an event that is some way ahead.
+  /// Looking up one object of a million waits for memory. For events that come
+  /// together those waits can run beside each other: this begins the first, for
+  /// an event that is some way ahead.
   @inline(__always)
   func prefetchIndex(_ handle: HandleView) {
     guard count > Self.smallCount else { return }
     byHandle.prefetch(UInt32(truncatingIfNeeded: handle.hash(seed: seed) >> 32))
   }
 
-  /// Begins the others, for an event that is nearer. An object and its first
-  /// registration usually have the same index, having been made together.
+  /// Begins the other, for an event that is nearer.
   @inline(__always)
   func prefetchObject(_ handle: HandleView) {
     guard count > Self.smallCount else { return }
-    let index = byHandle.guess(UInt32(truncatingIfNeeded: handle.hash(seed: seed) >> 32))
-    objects.prefetch(index)
-    registrations.prefetch(index)
+    objects.prefetch(byHandle.guess(UInt32(truncatingIfNeeded: handle.hash(seed: seed) >> 32)))
   }
 
   /// A registration by its index.
   @inline(__always)
-  func registration(_ index: UInt32) -> Registration { registrations[index] }
+  func registration(_ index: UInt32) -> Registration {
+    index & Self.furtherBit == 0
+      ? objects[index].registration : further[index & ~Self.furtherBit]
+  }
+
+  @inline(__always)
+  private mutating func change(_ index: UInt32, _ body: (inout Registration) -> Void) {
+    if index & Self.furtherBit == 0 {
+      body(&objects[index].registration)
+    } else {
+      body(&further[index & ~Self.furtherBit])
+    }
+  }
 
   /// This session's registration of the object, or 0.
   func registration(of handle: HandleView, session: UInt32) -> UInt32 {
     var index = firstRegistration(of: handle)
     while index != 0 {
-      let entry = registrations[index]
+      let entry = registration(index)
       if entry.session == session { return index }
       index = entry.next
     }
@@ -117,57 +143,65 @@ struct NodeTable: ~Copyable {
   ) -> UInt32 {
     handle.withView { view in
       let hash = UInt32(truncatingIfNeeded: view.hash(seed: seed) >> 32)
-      var object = find(view, hash)
-      if object == 0 {
-        object = objects.insert(makeObject(handle, view))
-        byHandle.insert(hash, object)
+      var entry = Registration(
+        id: NodeIDPair(id), object: 0, next: 0, session: session,
+        interest: UInt32(truncatingIfNeeded: interest.rawValue))
+      entry.object = find(view, hash)
+      guard entry.object != 0 else {
+        let index = objects.insert(Node(object: makeObject(handle, view), registration: entry))
+        objects[index].object.first = index
+        objects[index].registration.object = index
+        byHandle.insert(hash, index)
+        return index
       }
-      let index = registrations.insert(
-        Registration(
-          id: NodeIDPair(id), object: object, next: objects[object].first, session: session,
-          interest: UInt32(truncatingIfNeeded: interest.rawValue)))
-      objects[object].first = index
+      entry.next = objects[entry.object].object.first
+      let isVacant = objects[entry.object].registration.session == Self.noSession
+      let index = isVacant ? entry.object : further.insert(entry) | Self.furtherBit
+      if isVacant { objects[index].registration = entry }
+      objects[entry.object].object.first = index
       return index
     }
   }
 
   mutating func setInterest(_ index: UInt32, _ interest: EventMask) {
-    let dead = registrations[index].interest & NodeTable.deadBit
-    registrations[index].interest = UInt32(truncatingIfNeeded: interest.rawValue) | dead
+    change(index) {
+      $0.interest =
+        UInt32(truncatingIfNeeded: interest.rawValue) | $0.interest & NodeTable.deadBit
+    }
   }
 
   /// From here on nothing more is said of the object to its session.
   mutating func markDead(_ index: UInt32) {
-    registrations[index].interest |= NodeTable.deadBit
+    change(index) { $0.interest |= NodeTable.deadBit }
   }
 
   mutating func setID(_ index: UInt32, _ id: NodeID) {
-    registrations[index].id = NodeIDPair(id)
+    change(index) { $0.id = NodeIDPair(id) }
   }
 
   /// Takes a registration out, and its object with the last one.
   mutating func remove(_ index: UInt32) {
-    let entry = registrations[index]
-    if objects[entry.object].first == index {
-      objects[entry.object].first = entry.next
+    let entry = registration(index)
+    if objects[entry.object].object.first == index {
+      objects[entry.object].object.first = entry.next
     } else {
-      var previous = objects[entry.object].first
-      while registrations[previous].next != index { previous = registrations[previous].next }
-      registrations[previous].next = entry.next
+      var previous = objects[entry.object].object.first
+      while registration(previous).next != index { previous = registration(previous).next }
+      change(previous) { $0.next = entry.next }
     }
     // Whoever still has the index finds that it is nobody's.
-    registrations[index].session = NodeTable.noSession
-    registrations.remove(index)
-    if objects[entry.object].first == 0 { removeObject(entry.object) }
+    change(index) { $0.session = NodeTable.noSession }
+    if index & Self.furtherBit != 0 { further.remove(index & ~Self.furtherBit) }
+    if objects[entry.object].object.first == 0 { removeObject(entry.object) }
   }
 
   /// The handle of a registered object.
   func handle(of index: UInt32) -> FileHandle {
-    handle(ofObject: registrations[index].object)
+    handle(ofObject: registration(index).object)
   }
 
   private func handle(ofObject object: UInt32) -> FileHandle {
-    let record = objects[object]
+    let record = objects[object].object
     if record.isLong, let long = longHandles[Int(record.words.0)] { return long }
     var raw = hw_file_handle()
     raw.bytes = UInt32(record.count)
@@ -191,14 +225,14 @@ struct NodeTable: ~Copyable {
   private func matches(_ index: UInt32, _ handle: HandleView) -> Bool {
     let count = handle.count
     // The record stays where it is during the call.
-    let record = unsafe objects.pointer(index)
-    guard unsafe Int32(record.pointee.type) == handle.type,
-      unsafe Int(record.pointee.count) == count
+    let node = unsafe objects.pointer(index)
+    guard unsafe Int32(node.pointee.object.type) == handle.type,
+      unsafe Int(node.pointee.object.count) == count
     else { return false }
-    if unsafe record.pointee.isLong {
+    if unsafe node.pointee.object.isLong {
       return self.handle(ofObject: index).withView { $0 == handle }
     }
-    return unsafe withUnsafeBytes(of: &record.pointee.words) {
+    return unsafe withUnsafeBytes(of: &node.pointee.object.words) {
       unsafe memcmp($0.baseAddress!, handle.data, count) == 0
     }
   }
@@ -227,8 +261,8 @@ struct NodeTable: ~Copyable {
   private mutating func removeObject(_ object: UInt32) {
     let hash = handle(ofObject: object).withView { $0.hash(seed: seed) }
     byHandle.remove(UInt32(truncatingIfNeeded: hash >> 32), object)
-    if objects[object].isLong {
-      let place = Int(objects[object].words.0)
+    if objects[object].object.isLong {
+      let place = Int(objects[object].object.words.0)
       longHandles[place] = nil
       freeLongHandles.append(place)
     }
@@ -248,6 +282,9 @@ struct IdentityIndex {
   func find(_ id: NodeID, in table: borrowing NodeTable) -> UInt32 {
     index.find(hash(id)) { table.registration($0).id.value == id }
   }
+
+  /// Begins to fetch what `find` will look at.
+  func prefetch(_ id: NodeID) { index.prefetch(hash(id)) }
 
   mutating func insert(_ id: NodeID, _ registration: UInt32) {
     index.insert(hash(id), registration)

@@ -1,15 +1,25 @@
 import CFanotify
+import Glibc
 
-/// Records of one trivial type in chunks that never move: growing copies
-/// nothing, and a freed record is used again before a new chunk is made.
+/// Records of one trivial type, of at most 512 bytes, in chunks that never move:
+/// growing copies nothing, and a freed record is used again before a new chunk is
+/// made.
 ///
 /// An index is a record's name; index 0 is never given out, so that 0 can
 /// mean "none".
 @safe struct Slab<Record: BitwiseCopyable>: ~Copyable {
   private static var chunkBits: Int { 12 }
   private static var chunkSize: Int { 1 << chunkBits }
+  private static var chunkBytes: Int { chunkSize * MemoryLayout<Record>.stride }
+  /// Records of this size, or of half of it, do not lie across two.
+  private static var cacheLine: Int { 64 }
+  /// How many chunks a huge page has room for.
+  private static var chunksPerPage: Int { Int(hw_huge_page_size) / chunkBytes }
 
+  /// The first `chunksPerPage` are of malloc's; the others lie in huge pages.
   private var chunks: [UnsafeMutablePointer<Record>]
+  /// Bytes in huge pages.
+  private(set) var mappedBytes = 0
   private var next = 1
   private var free: [UInt32] = []
   private(set) var count = 0
@@ -17,7 +27,13 @@ import CFanotify
   init() { unsafe chunks = [] }
 
   deinit {
-    for index in unsafe chunks.indices { unsafe chunks[index].deallocate() }
+    for index in unsafe chunks.indices {
+      if index < Self.chunksPerPage {
+        unsafe chunks[index].deallocate()
+      } else if index % Self.chunksPerPage == 0 {
+        unsafe munmap(chunks[index], Int(hw_huge_page_size))
+      }
+    }
   }
 
   /// Stores `record` and returns its index.
@@ -27,13 +43,29 @@ import CFanotify
       self[index] = record
       return index
     }
-    if unsafe next >= chunks.count << Self.chunkBits {
-      unsafe chunks.append(UnsafeMutablePointer<Record>.allocate(capacity: Self.chunkSize))
-    }
+    if unsafe next >= chunks.count << Self.chunkBits { grow() }
     let index = UInt32(next)
     next += 1
     unsafe pointer(index).initialize(to: record)
     return index
+  }
+
+  /// Adds a chunk; those of a table that is large already come in huge pages, so that
+  /// looking at one of very many records does not wait for its address, too.
+  private mutating func grow() {
+    guard unsafe chunks.count >= Self.chunksPerPage else {
+      let chunk = UnsafeMutableRawPointer.allocate(
+        byteCount: Self.chunkBytes, alignment: Self.cacheLine)
+      unsafe chunks.append(chunk.bindMemory(to: Record.self, capacity: Self.chunkSize))
+      return
+    }
+    guard let page = unsafe hw_map_huge_page() else { fatalError("out of memory") }
+    let capacity = Self.chunksPerPage * Self.chunkSize
+    let records = unsafe page.bindMemory(to: Record.self, capacity: capacity)
+    for index in 0..<Self.chunksPerPage {
+      unsafe chunks.append(records + index * Self.chunkSize)
+    }
+    mappedBytes += Int(hw_huge_page_size)
   }
 
   /// Makes the index free again. What it held is gone.
@@ -225,7 +257,13 @@ struct HashIndex {
     move(Int.max)
     old = slots
     moved = 0
-    slots = [UInt64](repeating: 0, count: max(64, old.count * 2))
+    let size = max(64, old.count * 2)
+    slots = unsafe [UInt64](unsafeUninitializedCapacity: size) { buffer, count in
+      // The whole buffer is initialised, once it is known which pages it has.
+      unsafe hw_advise_huge_pages(buffer.baseAddress, size * MemoryLayout<UInt64>.stride)
+      unsafe buffer.initialize(repeating: 0)
+      count = size
+    }
     mask = slots.count - 1
   }
 

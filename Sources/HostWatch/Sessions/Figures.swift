@@ -1,7 +1,10 @@
 /// What the daemon counts, for sd_notify's STATUS and the STATUS message.
 public struct Figures: Sendable, Equatable {
+  /// Sessions now.
   public var sessions = 0
+  /// Filesystems that are watched now.
   public var filesystems = 0
+  /// Registrations now, of all sessions.
   public var nodes = 0
   /// Records read from the kernel since the start.
   public var kernelEvents: UInt64 = 0
@@ -17,6 +20,7 @@ public struct Figures: Sendable, Equatable {
   /// Upper bounds of `lag`'s buckets but the last, in microseconds.
   public static let lagBoundsMicroseconds = Lag.boundsMicroseconds
 
+  /// All zero.
   public init() {}
 }
 
@@ -31,6 +35,7 @@ public struct QueueObservation: Sendable, Equatable {
   /// For how long reads may be held back now, in microseconds.
   public let delayMicroseconds: UInt64
 
+  /// One look, put together by hand in tests.
   public init(device: UInt64, isReadable: Bool, reads: UInt64, delayMicroseconds: UInt64) {
     self.device = device
     self.isReadable = isReadable

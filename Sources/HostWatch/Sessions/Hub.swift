@@ -11,9 +11,9 @@ public final class Hub {
   /// May be changed at any time; sessions that exist keep what they have.
   public var limits: Limits
 
-  /// Reloads of the configuration that are done, refused ones too, and why the
-  /// last one was refused; for STATUS.
+  /// Reloads of the configuration that are done, refused ones too; for STATUS.
   public var reloads: UInt64 = 0
+  /// Why the last of them was refused; nil when it was not.
   public var reloadError: String?
   /// Where groups are kept beyond the process's end; nil: nowhere.
   public var store: (any DescriptorStore)?
@@ -48,8 +48,8 @@ public final class Hub {
   private static let housekeepingMicroseconds: UInt64 = 250_000
 
   /// - Parameters:
-  ///   - loop: what everything runs on.
-  ///   - limits: of sessions and their memory.
+  ///   - loop: on whose thread everything runs.
+  ///   - limits: what clients may use.
   ///   - report: called for what an operator may want to know.
   public init(
     loop: any EventLoop, limits: Limits, report: @escaping (Diagnostic) -> Void

@@ -41,19 +41,30 @@ extension Session {
     statuses.reserveCapacity(entries.count)
     var recheck: [(index: UInt32, isDirectory: Bool, since: Timestamp)] = []
     let now = UInt32(truncatingIfNeeded: Syscall.monotonicMicroseconds() / 1000)
-    for (entry, descriptor) in zip(entries, descriptors.numbers) {
-      do throws(SystemError) {
-        let (index, status, handle) = try register(entry, descriptor, in: filesystem)
-        let changed = entry.since != .zero && status.ctime.isLater(than: entry.since)
-        let passed = handle.withView { filesystem.router.hasPassed($0, now: now) }
-        if changed || passed {
-          // What the server knew may be as old as the record that passed.
-          recheck.append((index, status.isDirectory, changed ? entry.since : .zero))
-        }
-        statuses.append(0)
-      } catch {
-        statuses.append(-error.code)
+    var group: [Result<(Syscall.Status, FileHandle), SystemError>] = []
+    group.reserveCapacity(Self.registeredTogether)
+    while statuses.count < entries.count {
+      let start = statuses.count
+      let end = min(start + Self.registeredTogether, entries.count)
+      for index in start..<end {
+        group.append(lookAt(entries[index], descriptors.numbers[index], in: filesystem))
       }
+      for (entry, look) in zip(entries[start..<end], group) {
+        do throws(SystemError) {
+          let (status, handle) = try look.get()
+          let index = try register(entry, handle, in: filesystem)
+          let changed = entry.since != .zero && status.ctime.isLater(than: entry.since)
+          let passed = handle.withView { filesystem.router.hasPassed($0, now: now) }
+          if changed || passed {
+            // What the server knew may be as old as the record that passed.
+            recheck.append((index, status.isDirectory, changed ? entry.since : .zero))
+          }
+          statuses.append(0)
+        } catch {
+          statuses.append(-error.code)
+        }
+      }
+      group.removeAll(keepingCapacity: true)
     }
     reply(ReplyBuilder.statuses(statuses, type: HW_REGISTER, unique: unique))
     for (index, isDirectory, since) in recheck {
@@ -66,16 +77,33 @@ extension Session {
     filesystem.flush()
   }
 
-  /// Enters one object. The daemon takes the handle from the descriptor
+  /// So many objects are looked at before the first of them is entered: meanwhile
+  /// the places in the tables are fetched from memory, which entering would wait for.
+  private static let registeredTogether = 16
+
+  /// Looks at one object. The daemon takes the handle from the descriptor
   /// itself; events since then are still in the queue, so nothing is missed
   /// between the look at the object and its registration.
-  private func register(
+  private func lookAt(
     _ entry: Request.Registration, _ descriptor: Int32, in filesystem: WatchedFilesystem
-  ) throws(SystemError) -> (UInt32, Syscall.Status, FileHandle) {
-    guard entry.id.nodeid != 0, entry.hasValidSince else { throw SystemError("REGISTER", EINVAL) }
-    if !isPrivileged { try Self.checkReadAccess(descriptor) }
-    let status = try Syscall.status(of: descriptor)
-    let handle = try Self.handle(of: descriptor, on: filesystem, status)
+  ) -> Result<(Syscall.Status, FileHandle), SystemError> {
+    do throws(SystemError) {
+      guard entry.id.nodeid != 0, entry.hasValidSince else { throw SystemError("REGISTER", EINVAL) }
+      identities.prefetch(entry.id)
+      if !isPrivileged { try Self.checkReadAccess(descriptor) }
+      let status = try Syscall.status(of: descriptor)
+      let handle = try Self.handle(of: descriptor, on: filesystem, status)
+      handle.withView { filesystem.router.prefetchRegistering($0) }
+      return .success((status, handle))
+    } catch {
+      return .failure(error)
+    }
+  }
+
+  /// Enters one object; its registration.
+  private func register(
+    _ entry: Request.Registration, _ handle: FileHandle, in filesystem: WatchedFilesystem
+  ) throws(SystemError) -> UInt32 {
     let router = filesystem.router
     let existing = handle.withView { router.nodes.registration(of: $0, session: slot) }
     if existing != 0 && existing == rootRegistration { throw SystemError("REGISTER", EEXIST) }
@@ -91,14 +119,14 @@ extension Session {
         identities.insert(entry.id, existing)
       }
       router.nodes.setInterest(existing, interest)
-      return (existing, status, handle)
+      return existing
     }
     // The root is among the identities and does not count.
     guard identities.count - 1 < maxNodes else { throw SystemError("REGISTER", ENOSPC) }
     let index = router.nodes.insert(handle, id: entry.id, session: slot, interest: interest)
     identities.insert(entry.id, index)
     resync?.add(index)
-    return (index, status, handle)
+    return index
   }
 
   /// What inotify would let a user watch, it may register: what it could open

@@ -38,7 +38,9 @@ extension LoopSource {
 public protocol LoopTimer: AnyObject {
   /// Fires once, that many microseconds from now; replaces an earlier time.
   func arm(afterMicroseconds microseconds: UInt64)
+  /// Does not fire until it is armed again.
   func disarm()
+  /// Takes the timer out of the loop for good.
   func cancel()
 }
 
@@ -47,11 +49,15 @@ public struct Readiness: OptionSet, Sendable {
   public let rawValue: UInt32
   public init(rawValue: UInt32) { self.rawValue = rawValue }
 
+  /// EPOLLIN.
   public static let readable = Readiness(rawValue: 0x001)
   /// POLLPRI: what /proc/self/mountinfo gives when the mount table changed.
   public static let exceptional = Readiness(rawValue: 0x002)
+  /// EPOLLOUT.
   public static let writable = Readiness(rawValue: 0x004)
+  /// EPOLLERR, told without being asked for.
   public static let error = Readiness(rawValue: 0x008)
+  /// EPOLLHUP, told without being asked for.
   public static let hangUp = Readiness(rawValue: 0x010)
 }
 

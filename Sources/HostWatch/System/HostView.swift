@@ -13,11 +13,12 @@ public enum HostView {
     public let mountPoint: String
     /// The directory of its filesystem that it shows.
     public let root: String
+    /// The foreign mount's filesystem type, as mountinfo has it.
     public let type: String
   }
 
   /// - Parameters:
-  ///   - path: absolute, without links.
+  ///   - path: absolute, without symbolic links.
   ///   - own: mountinfo of this namespace.
   ///   - host: mountinfo of the host's.
   /// - Returns: nil when both lead to the same directory of the same superblock.

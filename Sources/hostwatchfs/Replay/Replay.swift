@@ -56,8 +56,8 @@ final class Replay: Applier, @unchecked Sendable {
   var engine: ReplayEngine? { engineBox.withLock { $0 } }
 
   func start() {
-    var mountID: UInt64 = 0
-    let descriptor = unsafe mountPoint.withCString { unsafe replay_open_mount($0, &mountID) }
+    var mount = replay_mount()
+    let descriptor = unsafe mountPoint.withCString { unsafe replay_open_mount($0, &mount) }
     if isReadOnly {
       let result = unsafe mountPoint.withCString { unsafe replay_make_read_only($0) }
       if result < 0 {
@@ -77,7 +77,7 @@ final class Replay: Applier, @unchecked Sendable {
       return
     }
     engineBox.withLock { $0 = engine }
-    watchMount(mountID)
+    watchMount(mount)
   }
 
   func apply(_ change: Change) {
@@ -110,9 +110,9 @@ final class Replay: Applier, @unchecked Sendable {
 
   /// The engine's descriptor keeps the filesystem alive after its mount was
   /// unmounted: it is to go then.
-  private func watchMount(_ id: UInt64) {
+  private func watchMount(_ mount: replay_mount) {
     let thread = startThread(named: "mount") { [weak self] in
-      let result = replay_wait_unmount(id)
+      let result = replay_wait_unmount(mount)
       guard let self else { return }
       if result < 0 { self.log.warning("the mount table cannot be watched") }
       self.stop()
