@@ -45,7 +45,8 @@ bench-check:
 	cd Benchmarks && $(SWIFT) build -c release -Xswiftc -enable-testing --product figures
 	Benchmarks/check
 
-#: make soak MINUTES=10   random histories and hostile clients for so long (root)
+#: make soak MINUTES=10   everything at once for so long: sessions, mounts, hostile
+#:                        clients, restarts, kills; figures as it goes (root)
 soak: build
 	scripts/soak $(MINUTES)
 

@@ -19,7 +19,8 @@ enum DaemonChecks {
           .fail("daemon", "its status is not JSON", "install the same version of both programs"),
         ]
       }
-      return [socket, answers(status)] + shares(status)
+      return [socket, answers(status)] + version(status) + reload(status) + capabilities(status)
+        + shares(status)
     } catch {
       return [
         socket,
@@ -62,14 +63,78 @@ enum DaemonChecks {
     )
   }
 
-  /// What the daemon itself says about shares that it cannot watch.
-  private static func shares(_ status: JSON) -> [Check] {
-    status["shares"].elements.compactMap { share in
-      guard let state = share["state"].text, state != "ready" else { return nil }
-      return .fail(
-        "share",
-        "\(share["name"].text ?? "?") is \(state): \(share["error"].text ?? "no reason given")",
-        "\"hostwatchctl doctor \(share["path"].text ?? "PATH")\" says more")
+  private static func version(_ status: JSON) -> [Check] {
+    let version = status["version"].text ?? "?"
+    guard version != Hub.version else { return [] }
+    return [
+      .warn(
+        "version", "hostwatchd is \(version), hostwatchctl \(Hub.version)",
+        "\"systemctl restart hostwatchd\" if it was upgraded; no session ends by that")
+    ]
+  }
+
+  private static func reload(_ status: JSON) -> [Check] {
+    guard let why = status["reload"]["error"].text else { return [] }
+    return [
+      .fail(
+        "reload", "the last reload was refused, and the configuration before it holds: \(why)",
+        "correct it, then \"systemctl reload hostwatchd\"")
+    ]
+  }
+
+  /// What the unit, or whoever started it, has left to the daemon.
+  private static func capabilities(_ status: JSON) -> [Check] {
+    guard let pid = status["pid"].double.map({ Int($0) }),
+      let held = HostChecks.effectiveCapabilities(of: "\(pid)")
+    else { return [] }
+    let name = "daemon-capabilities"
+    let missing = HostChecks.needed.filter { held & (1 << $0.bit) == 0 }.map(\.constant)
+    guard missing.isEmpty else {
+      return [
+        .fail(
+          name, "the daemon lacks \(missing.joined(separator: " and "))",
+          "leave them in CapabilityBoundingSet= with \"systemctl edit hostwatchd\"")
+      ]
     }
+    let more = held & ~HostChecks.needed.reduce(0) { $0 | 1 << $1.bit }
+    return more == 0
+      ? [.ok(name, "CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH, and no other")]
+      : [
+        .warn(
+          name, "it holds more than it needs: 0x\(String(more, radix: 16))",
+          "report this; it gives up all others at its start")
+      ]
+  }
+
+  /// What the daemon itself says about its shares, and whether what it sees of
+  /// each is what this process sees.
+  private static func shares(_ status: JSON) -> [Check] {
+    let pid = status["pid"].double.map { Int($0) } ?? 0
+    let tables = [Probe.contents("/proc/\(pid)/mountinfo"), Probe.contents("/proc/self/mountinfo")]
+      .compactMap { $0.map { Array(($0 + "\n").utf8) } }
+    let shares = status["shares"].elements
+    let checks = shares.map { share -> Check in
+      let name = share["name"].text ?? "?"
+      let path = share["path"].text ?? "?"
+      guard share["state"].text == "ready" else {
+        return .fail(
+          "share",
+          "\(name) is \(share["state"].text ?? "?"): \(share["error"].text ?? "no reason given")",
+          "\"hostwatchctl doctor \(path)\" says more")
+      }
+      if tables.count == 2,
+        let hidden = HostView.hidden(path, own: tables[0], host: tables[1])
+      {
+        return .fail(
+          "share",
+          "\(name): at \(hidden.mountPoint) the daemon sees another directory than the host, "
+            + "and none of the changes to \(path)",
+          "ProtectHome=read-only, PrivateTmp=no or the like with \"systemctl edit hostwatchd\", "
+            + "then \"systemctl restart hostwatchd\"")
+      }
+      return .ok("share", "\(name) is watched: \(path)")
+    }
+    return checks.isEmpty
+      ? [.ok("share", "none is configured; clients pass descriptors of their directories")] : checks
   }
 }

@@ -4,9 +4,12 @@ struct Doctor: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Find out why changes are not seen, and what to do about it.",
     discussion: """
-      Checks the kernel, the privileges of this process, the limits of fanotify and the daemon; \
-      with PATH also whether the filesystem there can be watched and its objects be told apart. \
-      Run it as root: the daemon's own calls are then tried, and nothing is changed by that.
+      Without PATH it checks the whole installation: the kernel, the limits of fanotify, the \
+      daemon with its shares and capabilities, its units and its socket's rights, the \
+      configuration, the journal's catalog, hostwatchfs, and what was left behind. With PATH it \
+      checks the host, the daemon, and whether the filesystem there can be watched and its objects \
+      be told apart. Run it as root: the daemon's own calls are then tried, and nothing is changed \
+      by that, but that a socket unit starts the daemon when doctor connects.
 
       Each line is "ok", "warn" (it works, but not everywhere or not for ever) or "fail". The \
       exit status is 1 if something fails, else 0.
@@ -27,6 +30,8 @@ struct Doctor: ParsableCommand {
     var checks = HostChecks.all()
     if let path { checks += FilesystemChecks(path: path).all() }
     checks += DaemonChecks.all(socketPath: daemon.socketPath)
+    // After it was asked: a socket unit starts it then.
+    if path == nil { checks += InstallationChecks(socketPath: daemon.socketPath).all() }
     let failed = checks.contains { $0.state == .fail }
     var output = Output()
     if json {

@@ -56,21 +56,25 @@ enum HostChecks {
 
   // MARK: Capabilities
 
+  /// What the daemon needs. Numbers of linux/capability.h.
+  static let needed: [(name: String, constant: String, bit: UInt64)] = [
+    ("cap-sys-admin", "CAP_SYS_ADMIN", 21), ("cap-dac-read-search", "CAP_DAC_READ_SEARCH", 2),
+  ]
+
   private static func capabilities() -> [Check] {
-    // Numbers of linux/capability.h.
-    [("cap-sys-admin", "CAP_SYS_ADMIN", 21), ("cap-dac-read-search", "CAP_DAC_READ_SEARCH", 2)]
-      .map { name, constant, bit in
-        guard let effective = effectiveCapabilities() else {
-          return .warn(name, "/proc/self/status cannot be read", "mount /proc")
-        }
-        return effective & (1 << bit) != 0
-          ? .ok(name, "this process has \(constant)")
-          : untried(name, "this process lacks \(constant)")
+    needed.map { name, constant, bit in
+      guard let effective = effectiveCapabilities(of: "self") else {
+        return .warn(name, "/proc/self/status cannot be read", "mount /proc")
       }
+      return effective & (1 << bit) != 0
+        ? .ok(name, "this process has \(constant)")
+        : untried(name, "this process lacks \(constant)")
+    }
   }
 
-  private static func effectiveCapabilities() -> UInt64? {
-    let line = Probe.contents("/proc/self/status")?
+  /// Of a process, by what /proc calls it; nil when it is gone or hidden.
+  static func effectiveCapabilities(of process: String) -> UInt64? {
+    let line = Probe.contents("/proc/\(process)/status")?
       .split(separator: "\n").first { $0.hasPrefix("CapEff:") }
     return line.flatMap { UInt64($0.dropFirst(7).drop { $0 == "\t" || $0 == " " }, radix: 16) }
   }

@@ -12,6 +12,11 @@ enum Mounts {
 
   /// Their answers: a JSON object each, in the order of their pids.
   static func answers() -> [String] {
+    pids().compactMap { answer("\(directory)/\($0).sock") }
+  }
+
+  /// Those that have a socket, be they there or gone, in order.
+  static func pids() -> [Int] {
     guard let stream = unsafe opendir(directory) else { return [] }
     defer { _ = unsafe closedir(stream) }
     var pids: [Int] = []
@@ -22,7 +27,7 @@ enum Mounts {
       }
       if name.hasSuffix(".sock"), let pid = Int(name.dropLast(5)) { pids.append(pid) }
     }
-    return pids.sorted().compactMap { answer("\(directory)/\($0).sock") }
+    return pids.sorted()
   }
 
   private static func answer(_ path: String) -> String? {

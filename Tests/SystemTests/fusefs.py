@@ -34,6 +34,15 @@ def wait_until(condition, what, timeout=10.0):
         time.sleep(0.005)
 
 
+def ask(control, word, timeout=30.0):
+    """The answer of the server that listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+        peer.settimeout(timeout)
+        peer.connect(control)
+        peer.send(word.encode())
+        return peer.recv(1 << 20).decode()
+
+
 def _unmount_all():
     for mount in _mounted[:]:
         mount.kill()
@@ -73,11 +82,7 @@ class HostwatchFS:
         return f"{CONTROL}/{self.process.pid}.sock"
 
     def ask(self, word, timeout=30.0):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
-            peer.settimeout(timeout)
-            peer.connect(self.control)
-            peer.send(word.encode())
-            return peer.recv(1 << 20).decode()
+        return ask(self.control, word, timeout)
 
     def sync(self):
         """Everything that had happened on the host is applied."""

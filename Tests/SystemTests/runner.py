@@ -26,13 +26,15 @@ LOCK = "/run/lock/hostwatchd-tests"
 
 
 @contextlib.contextmanager
-def turn(exclusive):
+def turn(exclusive, wait=True):
     """Waits for every run that would be disturbed, or would disturb. The first lock
-    keeps newcomers behind one that waits to be alone."""
+    keeps newcomers behind one that waits to be alone. BlockingIOError if it is not to
+    wait and would have to."""
+    now = 0 if wait else fcntl.LOCK_NB
     with open(f"{LOCK}.turn", "w", encoding="ascii") as door, \
             open(f"{LOCK}.sysctl", "w", encoding="ascii") as room:
-        fcntl.flock(door, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_EX | now)
+        fcntl.flock(room, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | now)
         fcntl.flock(door, fcntl.LOCK_UN)
         yield
 

@@ -86,6 +86,14 @@ class Ctl(DaemonTest):
         result = self.ctl("doctor", "--json", self.share)
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
         self.assertNotIn('"fail"', result.stdout)
+        result = self.ctl("doctor", "--json")  # the installation, such as it is here
+        report = json.loads(result.stdout)
+        self.assertEqual(report["ok"], result.returncode == 0)
+        states = {check["name"]: check["state"] for check in report["checks"]}
+        for name in ("daemon", "daemon-capabilities", "share", "socket-rights"):
+            self.assertEqual(states[name], "ok", result.stdout)
+        self.assertLessEqual({"unit", "configuration", "journal-catalog", "hostwatchfs",
+                              "leftovers"}, set(states))
         result = self.ctl("doctor", "/proc")
         self.assertEqual(result.returncode, 1, result.stdout)
 

@@ -138,6 +138,29 @@ def truth(base):
     return found
 
 
+def differences(source, mount, names=None, seconds=SETTLED):
+    """'' once the mount shows the source and the names are the directories', or what is
+    wrong after so long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        wanted, got = truth(source), truth(mount)
+        if names:
+            names.read()
+        listed = {name: set(os.listdir(os.path.join(source, name))) for name in DIRECTORIES}
+        if wanted == got and (not names or names.names == listed):
+            return ""
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    lines = [f"{name}: host {wanted.get(name, '-')}, mount {got.get(name, '-')}"
+             for name in sorted({*wanted, *got}) if wanted.get(name) != got.get(name)]
+    if names:
+        lines += [f"{name}/: told {sorted(names.names[name] - listed[name])}, "
+                  f"not told {sorted(listed[name] - names.names[name])}"
+                  for name in DIRECTORIES if names.names[name] != listed[name]]
+    return "\n".join(lines[:20])
+
+
 class LoadTest(unittest.TestCase):
     attempts = 3  # see runner.py
     limit = int(SECONDS * 4 + 120)
@@ -180,26 +203,9 @@ class LoadTest(unittest.TestCase):
         return end, counters
 
     def check(self, names=None, what=""):
-        """Until it is true, or for long enough to be wrong."""
-        deadline = time.monotonic() + SETTLED
-        while True:
-            wanted, got = truth(self.source), truth(self.mount.path)
-            if names:
-                names.read()
-            listed = {name: set(os.listdir(os.path.join(self.source, name)))
-                      for name in DIRECTORIES}
-            if wanted == got and (not names or names.names == listed):
-                return
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
-        lines = [f"{name}: host {wanted.get(name, '-')}, mount {got.get(name, '-')}"
-                 for name in sorted({*wanted, *got}) if wanted.get(name) != got.get(name)]
-        if names:
-            lines += [f"{name}/: told {sorted(names.names[name] - listed[name])}, "
-                      f"not told {sorted(listed[name] - names.names[name])}"
-                      for name in DIRECTORIES if names.names[name] != listed[name]]
-        self.fail(f"{what}\n" + "\n".join(lines[:20]) + "\n" + self.mount.log()[-3000:])
+        wrong = differences(self.source, self.mount.path, names)
+        if wrong:
+            self.fail(f"{what}\n{wrong}\n{self.mount.log()[-3000:]}")
 
     def test_mixed_load(self):
         names = Names(self.mount.path)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hostwatchctl doctor` on a whole installation: run by `systemd`, inside the sandbox."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import unittest
+
+import systemd_test
+from systemd_test import (CONFIG, CTL, DAEMON, ROOT, SERVICE, SOCKET, SystemdTest, drop_in,
+                          eventually, run, show, systemctl)
+
+CATALOGS = pathlib.Path("/usr/lib/systemd/catalog")
+CATALOG = CATALOGS / "hostwatchd.catalog"
+
+
+def setUpModule():
+    systemd_test.setUpModule()
+    run("mount", "-t", "tmpfs", "tmpfs", str(CATALOGS))  # /usr is read-only here
+
+
+def tearDownModule():
+    run("umount", str(CATALOGS))
+
+
+class Doctor(SystemdTest):
+    def setUp(self):
+        super().setUp()
+        systemctl("enable", "hostwatchd.socket", SERVICE)
+        shutil.copy(ROOT / "systemd/hostwatchd.catalog", CATALOG)
+        run("journalctl", "--update-catalog")
+        self.addCleanup(systemctl, "disable", "hostwatchd.socket", SERVICE)
+
+    def doctor(self, *arguments, prefix=()):
+        """(exit status, name → [check])."""
+        done = subprocess.run([*prefix, CTL, "doctor", "--json", *arguments], capture_output=True,
+                              text=True, check=False)
+        self.assertTrue(done.stdout, done.stderr)
+        report = json.loads(done.stdout)
+        self.assertEqual(report["ok"], done.returncode == 0)
+        found = {}
+        for check in report["checks"]:
+            self.assertEqual(check["state"] == "ok", check["advice"] is None, check)
+            found.setdefault(check["name"], []).append(check)
+        return done.returncode, found
+
+    def assert_state(self, checks, name, state, *words):
+        self.assertIn(name, checks)
+        for check in checks[name]:
+            if check["state"] == state and all(word in check["finding"] for word in words):
+                return check
+        self.fail(f"no {name} is {state} with {words}: {checks[name]}")
+
+    def test_all_is_well(self):
+        self.configure()
+        systemctl("start", "hostwatchd.socket")
+        status, checks = self.doctor()  # its connection starts the service
+        self.assertEqual(status, 0, checks)
+        for name in ("kernel", "fanotify-group", "unit", "unit-enabled", "socket", "socket-rights",
+                     "daemon", "daemon-capabilities", "configuration", "share", "journal-catalog",
+                     "leftovers"):
+            self.assert_state(checks, name, "ok")
+        self.assert_state(checks, "socket-rights", "ok", "mode 0660", "group hostwatch")
+        self.assert_state(checks, "share", "ok", self.share)
+        self.assertNotIn("version", checks)
+
+    def test_nothing_runs(self):
+        systemctl("disable", "hostwatchd.socket", SERVICE)
+        status, checks = self.doctor()
+        self.assertEqual(status, 1)
+        self.assertIn("hostwatchd.socket", self.assert_state(checks, "socket", "fail")["advice"])
+        self.assert_state(checks, "unit", "warn", "inactive")
+        self.assert_state(checks, "unit-enabled", "warn", "disabled")
+
+    def test_configuration_with_mistakes(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        self.configure("[limits]\nsessions = \"many\"\nnonsense = 1\n")
+        status, checks = self.doctor()
+        self.assertEqual(status, 1)
+        self.assert_state(checks, "configuration", "fail", "hostwatchd.toml:2: limits.sessions")
+        self.assert_state(checks, "configuration", "fail", "hostwatchd.toml:3: limits.nonsense")
+        self.assertNotIn("reload", checks)
+        systemctl("reload", SERVICE, check=False)
+        self.assert_state(self.doctor()[1], "reload", "fail", "limits.sessions")
+
+    def test_share_that_is_missing(self):
+        CONFIG.write_text('[[share]]\nname = "gone"\npath = "/run/not-there"\n')
+        systemctl("start", SERVICE)
+        status, checks = self.doctor()
+        self.assertEqual(status, 1)
+        self.assert_state(checks, "share", "fail", "gone", "ENOENT")
+
+    def test_hidden_share(self):
+        # At the start: the daemon refuses, and the unit has failed with the reason.
+        share = pathlib.Path("/tmp/hidden")
+        share.mkdir(exist_ok=True)
+        self.addCleanup(share.rmdir)
+        CONFIG.write_text(f'[[share]]\nname = "hidden"\npath = "{share}"\n')
+        systemctl("start", SERVICE, check=False)
+        eventually(lambda: show("ActiveState") == "failed")
+        systemctl("stop", "hostwatchd.socket", check=False)
+        status, checks = self.doctor()
+        self.assertEqual(status, 1)
+        self.assert_state(checks, "unit", "fail", "exit status 78", "PrivateTmp=no")
+
+    def test_hidden_later(self):
+        # A namespace of its own that the start did not find out about.
+        self.configure()
+        systemctl("start", SERVICE)
+        run("nsenter", "-t", str(self.pid()), "-m", "mount", "-t", "tmpfs", "tmpfs", self.share)
+        self.assert_state(self.doctor()[1], "share", "fail", "src", self.share)
+
+    def test_socket_of_another_mode(self):
+        systemctl("start", SERVICE)
+        os.chmod(SOCKET, 0o600)
+        status, checks = self.doctor()
+        self.assertEqual(status, 0)
+        self.assert_state(checks, "socket-rights", "warn", "mode 0600", "mode 0660")
+
+    def test_without_the_right_to_connect(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        os.chmod(CONFIG, 0o600)
+        as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        status, checks = self.doctor(prefix=as_nobody)
+        self.assertEqual(status, 1)
+        self.assertIn("group", self.assert_state(checks, "socket", "fail")["advice"])
+        self.assert_state(checks, "configuration", "warn", "may not be read")
+
+    def test_missing_capability(self):
+        drop_in("[Service]\nCapabilityBoundingSet=~CAP_DAC_READ_SEARCH\n")
+        systemctl("start", SERVICE, check=False)
+        status, checks = self.doctor()
+        self.assertEqual(status, 1, checks)
+        self.assert_state(checks, "unit", "fail", "CAP_DAC_READ_SEARCH")
+
+    def test_no_catalog_and_leftovers(self):
+        # Without an entry at all the catalog would stay as it is.
+        CATALOG.write_text(CATALOG.read_text().replace("-- 4e21ef60", "-- 00000000"))
+        run("journalctl", "--update-catalog")
+        systemctl("start", SERVICE)
+        CONFIG.with_name("hostwatchd.toml.new").write_text("")
+        self.addCleanup(CONFIG.with_name("hostwatchd.toml.new").unlink)
+        mounts = pathlib.Path("/run/hostwatchfs")
+        mounts.mkdir(exist_ok=True)
+        (mounts / "999999999.sock").touch()
+        self.addCleanup((mounts / "999999999.sock").unlink)
+        status, checks = self.doctor()
+        self.assertEqual(status, 0, checks)
+        self.assertIn("--update-catalog",
+                      self.assert_state(checks, "journal-catalog", "warn")["advice"])
+        self.assert_state(checks, "leftovers", "warn", "999999999.sock")
+        self.assert_state(checks, "leftovers", "warn", "hostwatchd.toml.new")
+
+    def test_queue(self):
+        with open("/proc/sys/fs/fanotify/max_queued_events", encoding="ascii") as file:
+            value = int(file.read())
+        self.configure(f"[daemon]\nqueue-events = {value + 1} # more\n")
+        systemctl("start", SERVICE)
+        self.assert_state(self.doctor()[1], "queue-events", "warn", str(value + 1), str(value))
+        self.configure(f"[daemon]\nqueue-events = {value}\n")
+        self.assert_state(self.doctor()[1], "queue-events", "ok", str(value))
+
+    def test_text(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        done = run(CTL, "doctor")
+        self.assertRegex(done.stdout, r"(?m)^ok    unit +hostwatchd.service is active$")
+        self.assertRegex(done.stdout, rf"(?m)^ok    share +src is watched: {self.share}$")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)
