@@ -156,6 +156,21 @@ static int count(int dir, const char *name)
 	return statx(dir, name, AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC, STATX_NLINK, &status);
 }
 
+/* Nothing holds the object when this returns: its name may be about to go. */
+static int ask(const struct replay_request *r)
+{
+	struct statx status;
+	int fd = open_node(&r->object, 0), result, error;
+
+	if (fd < 0)
+		return -1;
+	result = statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_NLINK, &status);
+	error = errno;
+	close(fd);
+	errno = error;
+	return result;
+}
+
 static int create(const struct replay_request *r, int dir, const char *name)
 {
 	if (S_ISDIR(r->mode))
@@ -285,6 +300,8 @@ static int perform(const struct replay_request *r, const char *name, const char 
 	switch (r->operation) {
 	case REPLAY_PING:
 		return 0;
+	case REPLAY_ASK:
+		return ask(r);
 	case REPLAY_RELEASE:
 		drop(held, HELD, &r->object);
 		return 0;
@@ -364,11 +381,11 @@ static struct replay_answer answer_to(const char *packet, size_t size)
 	return answer;
 }
 
-int replay_main(void)
+int replay_main(const char *name)
 {
 	static char packet[PACKET];
 
-	prctl(PR_SET_NAME, "replayer");
+	prctl(PR_SET_NAME, name);
 	syscall(SYS_close_range, REPLAY_MOUNT + 1, ~0U, 0);
 	umask(0);
 	for (;;) {

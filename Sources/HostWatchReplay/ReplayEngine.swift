@@ -15,8 +15,9 @@ import Synchronization
 /// again is invalidated, so that no cache is stale whatever fails. A name that
 /// was touched is compared with the host once it has been quiet for a while.
 ///
-/// Refused: nothing. A handler of a request never waits for the engine, and the
-/// engine holds no lock while the replayer works or the kernel is notified.
+/// Refused: nothing. A handler of a request never waits for the engine (for its
+/// `LinkWitness` it may), and the engine holds no lock while the replayer works or the
+/// kernel is notified.
 package final class ReplayEngine: Sendable {
   typealias Record = HostWatchClient.Record
 
@@ -35,6 +36,7 @@ package final class ReplayEngine: Sendable {
   let settling = Locked(Settling())
   let figuresState = Locked(ReplayFigures())
   let replayerPID = Atomic<Int>(0)
+  let witness: LinkWitness
   private let mountDescriptor: Int32
   private let finished = Monitor(false)
 
@@ -43,6 +45,7 @@ package final class ReplayEngine: Sendable {
   package init(mount: any ReplayMount, mountDescriptor: Int32) {
     self.mount = mount
     self.mountDescriptor = mountDescriptor
+    witness = LinkWitness(mount: mountDescriptor)
     orphanage = mount.makePhantom(kind: S_IFDIR)
     orphanageName = Array(".hostwatchfs-\(UInt64.random(in: .min ... .max))".utf8)
   }
@@ -62,6 +65,7 @@ package final class ReplayEngine: Sendable {
 
   /// Ends the replayer and the thread; what still waits is dropped.
   package func stop() {
+    witness.stop()
     queue.change { $0.isClosed = true }
     // It may wait for an answer that nobody gives any more.
     let pid = replayerID
@@ -101,6 +105,13 @@ package final class ReplayEngine: Sendable {
   package func guestRemoved(_ directory: NodeID) {
     guard replayerID != 0 else { return }
     queue.change { $0.removed.append(directory) }
+  }
+
+  /// A request of the mount's own users has removed one of the node's names, and is about to be
+  /// answered; the object has others. Waits until the kernel knows of them, for a moment
+  /// at most.
+  package func guestUnlinked(_ node: NodeID) {
+    if !witness.tell(node) { count(\.uncounted) }
   }
 
   /// Everything in the view is compared with the host once the queue is empty,
@@ -150,6 +161,8 @@ package struct ReplayFigures: Sendable {
   package var settled: UInt64 = 0
   /// Objects that were gone when their record was replayed.
   package var phantoms: UInt64 = 0
+  /// Names removed by clients without the kernel knowing how many links are left.
+  package var uncounted: UInt64 = 0
   /// How often the replayer was started again.
   package var restarts: UInt64 = 0
   /// Records that wait.

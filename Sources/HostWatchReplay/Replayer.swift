@@ -11,12 +11,20 @@ struct Replayer: ~Copyable {
   private let socket: Int32
 
   /// Starts /proc/self/exe anew.
-  init(mount: Int32) throws(SystemError) {
+  init(mount: Int32, as argument: String = Replayer.argument) throws(SystemError) {
     var socket: Int32 = -1
-    let pid = unsafe replay_start("/proc/self/exe", Self.argument, mount, &socket)
+    let pid = unsafe replay_start("/proc/self/exe", argument, mount, &socket)
     guard pid > 0 else { throw SystemError("replay_start", -pid) }
     self.pid = pid
     self.socket = socket
+  }
+
+  /// From here on `call` waits no longer than this for an answer: `.ended` then.
+  func limitWait(milliseconds: Int) {
+    var limit = timeval(
+      tv_sec: milliseconds / 1000, tv_usec: numericCast(milliseconds % 1000 * 1000))
+    _ = unsafe setsockopt(
+      socket, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
   }
 
   /// Ends the process, if it has not ended by itself, and waits for that.
@@ -64,8 +72,11 @@ struct Replayer: ~Copyable {
 /// The replayer's program: what the server's executable does when it was started
 /// with `--replayer`. Call it first thing; it does not return then.
 package func becomeReplayerIfAsked() {
-  if CommandLine.arguments.count == 2, CommandLine.arguments[1] == Replayer.argument {
-    exit(replay_main())
+  guard CommandLine.arguments.count == 2 else { return }
+  switch CommandLine.arguments[1] {
+  case Replayer.argument: exit(unsafe replay_main("replayer"))
+  case LinkWitness.argument: exit(unsafe replay_main("witness"))
+  default: break
   }
 }
 

@@ -50,8 +50,9 @@ extension ReplayEngine {
 
   /// What is to be added to the link count in every answer about this node.
   package func linkBias(of nodeid: UInt64) -> Int {
-    guard replayerID != 0 else { return 0 }
-    return ticket.withLock { $0?.bias[nodeid] ?? 0 }
+    let raised = witness.bias(of: nodeid)
+    guard replayerID != 0 else { return raised }
+    return raised + ticket.withLock { $0?.bias[nodeid] ?? 0 }
   }
 
   private func refuse() { ticket.withLock { $0?.refused = true } }

@@ -108,6 +108,8 @@ protocol Interceptor: AnyObject, Sendable {
   func clientChanged(_ entry: View.Entry, to node: UInt64)
   /// A client's own operation has removed this directory.
   func clientRemoved(_ directory: UInt64)
+  /// It has removed one of this file's names, others are left, and it is about to be answered.
+  func clientUnlinked(_ node: UInt64)
 }
 
 extension Interceptor {
@@ -122,4 +124,5 @@ extension Interceptor {
   func open(_ request: Request, _ node: UInt64, _ file: inout OpenReply) -> Bool { false }
   func clientChanged(_ entry: View.Entry, to node: UInt64) {}
   func clientRemoved(_ directory: UInt64) {}
+  func clientUnlinked(_ node: UInt64) {}
 }

@@ -57,12 +57,12 @@ extension Server {
     request.answer { () throws(Failure) in
       try checkWritable()
       let parent = try open(entry.parent)
-      let going = whatGoes(entry)
+      let going = victim(entry)
       try check(
         unsafe entry.name.withCString { name in
           parent.use { fd in unsafe hwfs_unlink(fd, name, isDirectory ? AT_REMOVEDIR : 0) }
         })
-      keep(going)
+      settle(going)
       view.remove(entry)
       interceptor?.clientChanged(entry, to: 0)
       request.done()
@@ -75,7 +75,7 @@ extension Server {
       try checkWritable()
       let (from, to) = (try open(old.parent), try open(new.parent))
       let exchange = flags & 2 != 0  // RENAME_EXCHANGE
-      let going = exchange ? nil : whatGoes(new)
+      let going = exchange ? nil : victim(new)
       try check(
         unsafe old.name.withCString { name in
           unsafe new.name.withCString { newName in
@@ -83,7 +83,7 @@ extension Server {
             }
           }
         })
-      keep(going)
+      settle(going)
       let moved = view.child(old.name, of: old.parent) ?? 0
       let other = view.child(new.name, of: new.parent) ?? 0
       view.rename(old, to: new, exchange: exchange)
@@ -93,23 +93,38 @@ extension Server {
     }
   }
 
-  /// A node whose last name is about to go, and a descriptor of it. A client may
-  /// go on using it, as its working directory for one, and a handle does not
-  /// open a removed object.
-  private func whatGoes(_ entry: View.Entry) -> (id: UInt64, descriptor: Descriptor)? {
-    guard let id = view.child(entry.name, of: entry.parent), id != 0,
-      let node = view.node(id), let descriptor = try? backing.open(node),
-      node.isDirectory || (try? descriptor.status().st_nlink) == 1
-    else { return nil }
-    return (id, descriptor)
+  /// A node one of whose names is about to go, and a descriptor of it.
+  private struct Victim {
+    let id: UInt64
+    let descriptor: Descriptor
+    let isDirectory: Bool
+    /// A client may go on using it, as its working directory for one, and a handle does
+    /// not open a removed object.
+    let isLastName: Bool
   }
 
-  /// It is kept until the kernel has forgotten the node.
-  private func keep(_ gone: (id: UInt64, descriptor: Descriptor)?) {
-    guard let gone else { return }
-    view.keep(gone.descriptor, for: gone.id)
-    backing.drop(gone.id)
-    if view.node(gone.id)?.isDirectory == true { interceptor?.clientRemoved(gone.id) }
+  private func victim(_ entry: View.Entry) -> Victim? {
+    guard let id = view.child(entry.name, of: entry.parent), id != 0,
+      let node = view.node(id), let descriptor = try? backing.open(node)
+    else { return nil }
+    return Victim(
+      id: id, descriptor: descriptor, isDirectory: node.isDirectory,
+      isLastName: node.isDirectory || (try? descriptor.status().st_nlink) == 1)
+  }
+
+  /// After its name has gone: what was the last one's is kept until the kernel has
+  /// forgotten the node.
+  private func settle(_ victim: Victim?) {
+    guard let victim else { return }
+    if victim.isLastName {
+      view.keep(victim.descriptor, for: victim.id)
+      backing.drop(victim.id)
+    }
+    if victim.isDirectory {
+      interceptor?.clientRemoved(victim.id)
+    } else if let links = try? victim.descriptor.status().st_nlink, links > 0 {
+      interceptor?.clientUnlinked(victim.id)
+    }
   }
 
   func checkWritable() throws(Failure) {

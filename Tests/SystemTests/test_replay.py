@@ -151,6 +151,34 @@ class ReplayTest(MountedTest):
         self.told(watches[0], end)
         self.told(watches[1], [("ATTRIB|ISDIR", ""), *end])
 
+    def test_a_link_of_the_host_that_is_on_its_way(self):
+        """A client removes a name while the host's new one has not been told yet: the
+        object's watcher is not told of an end."""
+        for name in ("unlinked", "overwritten", "source"):
+            with open(self.path(name), "wb"):
+                pass
+        mount = self.mounted()
+        here = [os.path.join(mount.path, name) for name in ("unlinked", "overwritten", "source")]
+        for path in here:
+            os.stat(path)
+        mount.sync()
+        watches = [self.watch(path) for path in here[:2]]
+        self.daemon.signal(signal.SIGSTOP)
+        try:
+            for name in ("unlinked", "overwritten"):
+                os.link(self.path(name), self.path(name + "2"))
+            os.unlink(here[0])
+            os.rename(here[2], here[1])
+        finally:
+            self.daemon.signal(signal.SIGCONT)
+        mount.sync()
+        for watch in watches:
+            masks = {mask_text(mask) for _, mask, _, _ in watch.read()}
+            self.assertNotIn("DELETE_SELF", masks)
+            self.assertIn("ATTRIB", masks)
+        for name in ("unlinked2", "overwritten2"):
+            self.assertEqual(os.stat(os.path.join(mount.path, name)).st_nlink, 1)
+
     def test_another_mount_gets_the_id(self):
         """The kernel gives a mount's id out again at once: what is mounted next has it."""
         mount = self.mounted()

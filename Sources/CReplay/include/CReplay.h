@@ -34,7 +34,8 @@ enum replay_operation {
 	REPLAY_CLOSE_WRITE = 6, /* open for writing, touch as above, close */
 	REPLAY_RELEASE = 7,	/* closes what REPLAY_HOLD has kept of `object` */
 	REPLAY_DROP = 8,	/* closes the directory `object` */
-	REPLAY_PING = 9
+	REPLAY_PING = 9,
+	REPLAY_ASK = 10 /* asks the server for the attributes of `object` */
 };
 
 /* flags */
@@ -84,8 +85,9 @@ struct replay_answer {
 	uint32_t step; /* where */
 };
 
-/* The replayer's life; returns the exit status when the server has gone. */
-int replay_main(void);
+/* The life of the replayer, or of what `name` says; returns the exit status when the
+ * server has gone. */
+int replay_main(const char *name);
 
 /*
  * Starts `program` with `argument` as the replayer; `mount` is a directory of

@@ -132,5 +132,7 @@ extension Replay: Interceptor {
     engine?.guestChanged(Place(entry), to: node == 0 ? nil : NodeID(node))
   }
 
+  func clientUnlinked(_ node: UInt64) { engine?.guestUnlinked(NodeID(node)) }
+
   func clientRemoved(_ directory: UInt64) { engine?.guestRemoved(NodeID(directory)) }
 }

@@ -1,0 +1,67 @@
+import CReplay
+import Glibc
+import HostWatch
+
+/// Tells the mount's kernel a link count before it counts down by itself.
+///
+/// When a client of the mount removes one of an object's names, its kernel takes one from the
+/// count that it knows, and raises DELETE_SELF at 0. If the host has made another name
+/// meanwhile, the kernel may not know: then the object would be said to be
+/// gone that lives on. So before such a request is answered, another process asks for the
+/// object's attributes, and is told one link more than are left.
+///
+/// The request's handler waits for it, `waitMilliseconds` at most: the kernel holds no
+/// lock that this takes. If the process does not answer it is ended, and started anew
+/// for the next.
+final class LinkWitness: Sendable {
+  static let argument = "--witness"
+  private static let waitMilliseconds = 100
+
+  private final class Process: Sendable {
+    private let replayer: Replayer
+    init(_ replayer: consuming Replayer) { self.replayer = replayer }
+    func call(_ request: replay_request) -> Replayer.Answer { replayer.call(request) }
+  }
+
+  private struct State: Sendable {
+    var mount: Int32?
+    var process: Process?
+  }
+  private let state: Locked<State>
+  /// Nodes whose count is one higher at the moment, and how often.
+  private let raised = Locked<[UInt64: Int]>([:])
+
+  /// The descriptor is the engine's; not used after `stop`.
+  init(mount: Int32) { state = Locked(State(mount: mount)) }
+
+  func stop() { state.withLock { $0 = State() } }
+
+  func bias(of nodeid: UInt64) -> Int { raised.withLock { $0[nodeid] ?? 0 } }
+
+  /// Has the kernel ask. False if it did not.
+  func tell(_ node: NodeID) -> Bool {
+    raised.withLock { $0[node.nodeid, default: 0] += 1 }
+    defer {
+      raised.withLock {
+        let count = ($0[node.nodeid] ?? 1) - 1
+        $0[node.nodeid] = count > 0 ? count : nil
+      }
+    }
+    return state.withLock { state in
+      guard let mount = state.mount else { return false }
+      if state.process == nil, let started = try? Replayer(mount: mount, as: Self.argument) {
+        started.limitWait(milliseconds: Self.waitMilliseconds)
+        state.process = Process(started)
+      }
+      var request = replay_request()
+      request.operation = REPLAY_ASK.rawValue
+      request.object = replay_place(node)
+      switch state.process?.call(request) {
+      case .done: return true
+      case .ended: state.process = nil
+      default: break
+      }
+      return false
+    }
+  }
+}
