@@ -4,7 +4,7 @@ import HostWatch
 
 /// A program that is run for what it says.
 enum Command {
-  struct Outcome {
+  struct Outcome: Equatable {
     /// The exit status; 128 and the signal's number for one that was killed.
     let status: Int32
     let output: String

@@ -9,7 +9,7 @@ import subprocess
 import unittest
 
 import systemd_test
-from systemd_test import (CONFIG, CTL, DAEMON, ROOT, SERVICE, SOCKET, SystemdTest, drop_in,
+from systemd_test import (CONFIG, CTL, ROOT, SERVICE, SOCKET, SystemdTest, drop_in,
                           eventually, run, show, systemctl)
 
 CATALOGS = pathlib.Path("/usr/lib/systemd/catalog")

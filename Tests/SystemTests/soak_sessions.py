@@ -152,9 +152,6 @@ class PatientServer(Server):
         self.to_read.add(directory)
         super().read(directory)
 
-    def _register(self, fd, found):
-        return super()._register(fd, found)
-
     def catch_up(self):
         for directory in list(self.to_read):
             super().read(directory)
