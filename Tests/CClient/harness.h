@@ -43,7 +43,8 @@ struct test {
 /* True if a CHECK of this test has failed. */
 bool checks_failed(void);
 
-/* Runs the tests whose name holds argv[1], if given; the exit status. */
+/* Runs the tests whose name holds argv[1], if given, but for the one that
+ * $HOSTWATCH_TEST_WITHOUT names; the exit status. */
 int run_tests(const struct test *tests, size_t count, int argc, char **argv);
 
 /* Milliseconds of CLOCK_MONOTONIC. */
