@@ -220,28 +220,6 @@ class LoadTest(unittest.TestCase):
             self.check(names, f"phase {phase}: {[counter.value for counter in counters]} operations")
             self.assertEqual(missing, 0, "a name that is there was not found")
             self.check_ends(names, watched)
-        self.check_descriptors()
-
-    def check_descriptors(self):
-        """An open descriptor would keep a removed object from its end. A few may be there:
-        a client's objects, for as long as the mount's kernel knows them."""
-        daemon.write("/proc/sys/vm/drop_caches", b"2")
-        folder = f"/proc/{self.mount.process.pid}/fd"
-        deadline = time.monotonic() + SETTLED
-        while True:
-            held = []
-            for number in os.listdir(folder):
-                try:
-                    held.append(os.readlink(os.path.join(folder, number)))
-                except FileNotFoundError:
-                    pass
-            held = [path for path in held if path.startswith("/") and path.endswith(" (deleted)")
-                    and "memfd" not in path]
-            if len(held) < 12:  # of the hundreds that were removed
-                return
-            self.assertLess(time.monotonic(), deadline,
-                            f"{len(held)} removed objects are held open: {held[:5]}")
-            time.sleep(0.05)
 
     def test_more_than_can_be_replayed(self):
         """What is not told one by one is told in the end."""
