@@ -207,6 +207,7 @@ class WithoutHandlesTest(CoherenceTest):
 
 class HandlesTest(MountTest):
     attempts = 3  # see runner.py
+
     def test_a_node_costs_no_descriptor(self):
         for number in range(1200):
             os.mkdir(self.path(f"d{number}"))
