@@ -97,6 +97,9 @@ static void latency(int top, char **arguments)
 	register_path(session, top, arguments[0], 2);
 	for (size_t i = 0; i < count; i++) {
 		usleep(interval);
+		/* A change may be two records: those left are not the next one's. */
+		while (hostwatch_next(session, &event, 0) == 1)
+			;
 		uint64_t began = now_ns();
 		if (pwrite(fd, &began, sizeof(began), 0) != sizeof(began))
 			err(1, "write");

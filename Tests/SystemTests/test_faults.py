@@ -10,7 +10,7 @@ import unittest
 
 import faults
 import scratch
-from daemon import binary, table, touch, write
+from daemon import REPOSITORY, binary, table, touch, write
 from faults import ERRNOS, Fault, TracedDaemon, Violation, World, judge_end, read_sites
 from managed import ManagedDaemon
 from hostwatch import NODES, TREE, WANT_PATH
@@ -268,6 +268,11 @@ class Faults(unittest.TestCase):
     def setUpClass(cls):
         faults.require()
         cls.mount = scratch.shared("ext4")
+        # The release build has no symbols to tell one call from another.
+        debug = os.path.join(REPOSITORY, ".build/debug/hostwatchd")
+        if "HOSTWATCHD" not in os.environ and os.path.exists(debug):
+            os.environ["HOSTWATCHD"] = debug
+            cls.addClassCleanup(os.environ.pop, "HOSTWATCHD", None)
 
     def world(self, fault=None):
         return contextlib.closing(FaultWorld(self.mount, fault, start))
