@@ -345,10 +345,13 @@ static void await_room(struct hostwatch *h, bool room, int64_t deadline)
 	clear_eventfd(h->kick);
 }
 
-/* The daemon hung up: reads what it said before that, or lets the thread that
- * leads do it, then fails. */
+/* The daemon takes nothing any more: reads what it said before that, or lets the
+ * thread that leads do it, then fails. */
 static void drain(struct hostwatch *h)
 {
+	/* What is there is still received; then the leader finds the end, also
+	 * of a connection of which only that half is closed. */
+	shutdown(h->socket, SHUT_RD);
 	while (h->state != HWC_DOWN)
 		if (h->leading)
 			await_room(h, false, HWC_FOREVER);

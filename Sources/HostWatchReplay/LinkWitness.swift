@@ -12,7 +12,7 @@ import HostWatch
 ///
 /// The request's handler waits for it, `waitMilliseconds` at most: the kernel holds no
 /// lock that this takes. If the process does not answer it is ended, and started anew
-/// for the next.
+/// for the next; one that was killed is started anew at once.
 final class LinkWitness: Sendable {
   static let argument = "--witness"
   private static let waitMilliseconds = 100
@@ -34,12 +34,15 @@ final class LinkWitness: Sendable {
   /// The descriptor is the engine's; not used after `stop`.
   init(mount: Int32) { state = Locked(State(mount: mount)) }
 
+  /// Starts the process, so that the first who asks does not wait for that.
+  func start() { state.withLock { _ = Self.process(&$0) } }
+
   func stop() { state.withLock { $0 = State() } }
 
   func bias(of nodeid: UInt64) -> Int { raised.withLock { $0[nodeid] ?? 0 } }
 
-  /// Has the kernel ask. False if it did not.
-  func tell(_ node: NodeID) -> Bool {
+  /// Has the kernel ask: 0, or why it did not. ESTALE: it does not know the node.
+  func tell(_ node: NodeID) -> Int32 {
     raised.withLock { $0[node.nodeid, default: 0] += 1 }
     defer {
       raised.withLock {
@@ -47,21 +50,32 @@ final class LinkWitness: Sendable {
         $0[node.nodeid] = count > 0 ? count : nil
       }
     }
+    var request = replay_request()
+    request.operation = REPLAY_ASK.rawValue
+    request.object = replay_place(node)
     return state.withLock { state in
-      guard let mount = state.mount else { return false }
-      if state.process == nil, let started = try? Replayer(mount: mount, as: Self.argument) {
-        started.limitWait(milliseconds: Self.waitMilliseconds)
-        state.process = Process(started)
-      }
-      var request = replay_request()
-      request.operation = REPLAY_ASK.rawValue
-      request.object = replay_place(node)
-      switch state.process?.call(request) {
-      case .done: return true
-      case .ended: state.process = nil
-      default: break
-      }
-      return false
+      let end = monotonicNanoseconds() + UInt64(Self.waitMilliseconds) * 1_000_000
+      // One that was killed meanwhile has not taken the time: another is asked.
+      repeat {
+        guard let process = Self.process(&state) else { return EPIPE }
+        switch process.call(request) {
+        case .done: return 0
+        case .failed(let number): return number
+        case .pathNeeded, .objectNotHeld: return ESTALE
+        case .ended: state.process = nil
+        }
+      } while monotonicNanoseconds() < end
+      return ETIMEDOUT
     }
+  }
+
+  private static func process(_ state: inout State) -> Process? {
+    if state.process == nil, let mount = state.mount,
+      let started = try? Replayer(mount: mount, as: argument)
+    {
+      started.limitWait(milliseconds: waitMilliseconds)
+      state.process = Process(started)
+    }
+    return state.process
   }
 }

@@ -52,6 +52,7 @@ package final class ReplayEngine: Sendable {
 
   /// Starts the engine's thread, which closes the descriptor when it ends.
   package func start() throws(SystemError) {
+    witness.start()
     do throws(SystemError) {
       try ReplayThread.start { [self] in
         Worker(engine: self, mountDescriptor: mountDescriptor).run()
@@ -111,7 +112,9 @@ package final class ReplayEngine: Sendable {
   /// answered; the object has others. Waits until the kernel knows of them, for a moment
   /// at most.
   package func guestUnlinked(_ node: NodeID) {
-    if !witness.tell(node) { count(\.uncounted) }
+    let result = witness.tell(node)
+    guard result != 0, result != ESTALE else { return }
+    mount.replayFailed("counting links", nil, errno: result)
   }
 
   /// Everything in the view is compared with the host once the queue is empty,
@@ -161,8 +164,6 @@ package struct ReplayFigures: Sendable {
   package var settled: UInt64 = 0
   /// Objects that were gone when their record was replayed.
   package var phantoms: UInt64 = 0
-  /// Names removed by clients without the kernel knowing how many links are left.
-  package var uncounted: UInt64 = 0
   /// How often the replayer was started again.
   package var restarts: UInt64 = 0
   /// Records that wait.

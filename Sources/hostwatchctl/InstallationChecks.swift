@@ -165,13 +165,16 @@ struct InstallationChecks {
         return .fail(name, text, "correct it, then \"systemctl reload hostwatchd\"")
       }
     }
-    return [.ok(name, lines.first ?? "\(path) is right"), queue(path)]
+    return [.ok(name, lines.first ?? "\(path) is right"), queue(lines)]
   }
 
-  /// The kernel's queue against what the configuration asks for.
-  private func queue(_ path: String) -> Check {
+  /// The kernel's queue against what the configuration asks for, which `--check-config` says.
+  private func queue(_ said: [String]) -> Check {
     let name = "queue-events"
-    let wanted = Self.queueEvents(Probe.contents(path) ?? "") ?? 1_048_576
+    let line = said.map { $0.split(separator: " ") }.first { $0.first == "queue-events:" }
+    guard let wanted = line?.last.flatMap({ Int($0) }) else {
+      return .warn(name, "hostwatchd does not say it", "install the same version of both")
+    }
     let sysctl = "fs.fanotify.max_queued_events"
     guard let text = Probe.contents("/proc/sys/fs/fanotify/max_queued_events"),
       let value = Int(text)
@@ -181,19 +184,6 @@ struct InstallationChecks {
       name, "\(wanted), but \(sysctl) is \(value)",
       "\"sysctl -w \(sysctl)=\(wanted)\", and a file in /etc/sysctl.d for the next boot; "
         + "filesystems that are watched already keep their queue")
-  }
-
-  /// The value in a configuration that hostwatchd has found right.
-  static func queueEvents(_ text: String) -> Int? {
-    for line in text.split(separator: "\n") {
-      let parts = line.split(separator: "#", omittingEmptySubsequences: false)[0]
-        .split(separator: "=")
-      guard parts.count == 2 else { continue }
-      let key = parts[0].filter { !" \t\"'".contains($0) }
-      guard key == "queue-events" || key.hasSuffix(".queue-events") else { continue }
-      return Int(parts[1].filter { !" \t_\r".contains($0) })
-    }
-    return nil
   }
 
   // MARK: The journal

@@ -67,6 +67,7 @@ struct Hostwatchd: ParsableCommand {
     do {
       let configuration = try source.load()
       print("\(source.path): right, \(configuration.shareCount)")
+      print("queue-events: \(configuration.queueEvents)")
       return 0
     } catch {
       for issue in error.issues { StderrLog.write(issue.text(file: error.file)) }

@@ -147,10 +147,6 @@ final class Backing: Sendable {
   /// Keeps a directory's descriptor. One that was removed before this is not kept: who
   /// removed it has called `drop` already, and an open one would not end.
   func keep(_ descriptor: Descriptor, for id: UInt64) {
-    defer {
-      let links = try? descriptor.status().st_nlink
-      if links ?? 0 == 0 { drop(id) }
-    }
     // What falls out is closed after the lock is given back.
     let dropped = recent.withLock { recent -> [UInt64: Descriptor] in
       recent.young[id] = descriptor
@@ -161,6 +157,8 @@ final class Backing: Sendable {
       return dropped
     }
     withExtendedLifetime(dropped) {}
+    // Looked at when it is in there: who removes it from now on finds it.
+    if (try? descriptor.status().st_nlink) ?? 0 == 0 { drop(id) }
   }
 
   /// Closes the descriptor of a directory that was removed.

@@ -375,6 +375,59 @@ static void shutdown_wakes_all(void)
 	everybody_wakes(true);
 }
 
+struct half {
+	sem_t closed, ended;
+};
+
+/* Takes nothing any more, and stays all the same. */
+static void half_closed_script(int fd, unsigned int connection, void *argument)
+{
+	struct half *half = argument;
+
+	(void)connection;
+	fake_grant(fd);
+	fake_events(fd, 1, 3);
+	shutdown(fd, SHUT_RD);
+	sem_post(&half->closed);
+	sem_wait(&half->ended);
+}
+
+static void *read_to_the_end(void *argument)
+{
+	struct hostwatch_event event;
+	intptr_t events = 0;
+
+	while (hostwatch_next(argument, &event, -1) == 1 &&
+	       event.kind != HOSTWATCH_DISCONNECTED)
+		events++;
+	return (void *)events;
+}
+
+/* A thread that reads must not sleep on while another finds that nothing is taken. */
+static void half_closed(void)
+{
+	struct fake fake;
+	struct hostwatch *h;
+	struct half half;
+	pthread_t reader;
+	void *events;
+
+	sem_init(&half.closed, 0, 0);
+	sem_init(&half.ended, 0, 0);
+	fake_start(&fake, 1, half_closed_script, &half);
+	h = open_client(&fake);
+	pthread_create(&reader, NULL, read_to_the_end, h);
+	sem_wait(&half.closed);
+	CHECK_INT(hostwatch_sync(h), -ECONNRESET);
+	pthread_join(reader, &events);
+	CHECK_INT((intptr_t)events, 3);
+	sem_post(&half.ended);
+	hostwatch_close(h);
+	fake_stop(&fake);
+	sem_destroy(&half.closed);
+	sem_destroy(&half.ended);
+}
+
 /* More descriptors on their way than an unprivileged process may have. */
 
 static void slow_script(int fd, unsigned int connection, void *unused)
@@ -429,6 +482,7 @@ int main(int argc, char **argv)
 		TEST(reader_leaves),
 		TEST(limit_while_another_reads),
 		TEST(hang_up_wakes_all),
+		TEST(half_closed),
 		TEST(shutdown_wakes_all),
 	};
 

@@ -152,6 +152,12 @@ class ReplayTest(MountedTest):
         self.told(watches[1], [("ATTRIB|ISDIR", ""), *end])
 
     def test_a_link_of_the_host_that_is_on_its_way(self):
+        self.link_on_its_way(False)
+
+    def test_the_same_with_a_witness_that_was_killed(self):
+        self.link_on_its_way(True)
+
+    def link_on_its_way(self, is_killed):
         """A client removes a name while the host's new one has not been told yet: the
         object's watcher is not told of an end."""
         for name in ("unlinked", "overwritten", "source"):
@@ -167,6 +173,8 @@ class ReplayTest(MountedTest):
         try:
             for name in ("unlinked", "overwritten"):
                 os.link(self.path(name), self.path(name + "2"))
+            if is_killed:
+                os.kill(children(mount.process.pid, "witness")[0], signal.SIGKILL)
             os.unlink(here[0])
             os.rename(here[2], here[1])
         finally:

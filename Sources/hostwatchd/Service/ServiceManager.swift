@@ -9,7 +9,6 @@ import Glibc
 /// a manager that does not read must not keep the daemon from reading events,
 /// and the next STATUS says what the lost one would have.
 enum ServiceManager {
-  ///
   /// - Returns: a negative errno when it could not be told.
   static func started(status: String) -> Int32 {
     let text = joined(["READY=1", "STATUS=\(status)"])

@@ -4,19 +4,6 @@ import Testing
 
 /// What `hostwatchctl doctor` reads itself.
 struct DoctorTests {
-  @Test(
-    "the queue's size is found in a configuration",
-    arguments: [
-      ("[daemon]\nqueue-events = 5000\n", 5000),
-      ("daemon.queue-events=1_048_576 # a million\n", 1_048_576),
-      ("[daemon]\n\"queue-events\" = 7", 7),
-      ("[daemon]\n# queue-events = 5000\nmax-delay = \"1ms\"\n", nil),
-      ("", nil),
-    ] as [(String, Int?)])
-  func queueEvents(text: String, value: Int?) {
-    #expect(InstallationChecks.queueEvents(text) == value)
-  }
-
   @Test("a program's output and exit status are returned")
   func command() throws {
     let outcome = try #require(Command.run(["sh", "-c", "cat; echo out; echo err >&2; exit 3"]))
