@@ -42,6 +42,26 @@ def _end_all():
 atexit.register(_end_all)
 
 
+def granted(client, root, mode, **fields):
+    """The connection after a granted INIT: on a directory's path, on a share (bytes), or on
+    what the fields say."""
+    try:
+        if root is None:
+            client.init(mode, **fields)
+        elif isinstance(root, bytes):
+            client.init(mode, root, **fields)
+        else:
+            fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
+            try:
+                client.init(mode, fd=fd, **fields)
+            finally:
+                os.close(fd)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
 class Daemon:
     def __init__(self, shares=None, config=None, arguments=(), socket_path=None,
                  start=True):
@@ -167,20 +187,7 @@ class Daemon:
 
     def session(self, root=None, mode=NODES, **fields):
         """A connection after a granted INIT, by directory path or share name."""
-        client = self.connect()
-        try:
-            if root is None:
-                client.init(mode, **fields)
-            else:
-                fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
-                try:
-                    client.init(mode, fd=fd, **fields)
-                finally:
-                    os.close(fd)
-        except BaseException:
-            client.close()
-            raise
-        return client
+        return granted(self.connect(), root, mode, **fields)
 
     def unprivileged(self, uid=65534, gid=65534, groups=()):
         """A connection that a process of another user has made. That process

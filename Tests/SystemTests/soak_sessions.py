@@ -2,9 +2,9 @@
 """Sessions whose models stay true while daemons are killed: each connects again, and
 tells the daemon since when it may have missed something."""
 
-import os
 import time
 
+from daemon import granted
 from histories import Relay, Server
 from hostwatch import NODES, TREE, Client, Detached, HungUp, Lost, Refused
 from library import IN_STEP, OUT_OF_STEP, LibraryClient
@@ -38,20 +38,7 @@ def again(function, until=None):
 
 def connect(path, root, mode, **fields):
     """A granted session on a directory, or on a share when `root` is bytes."""
-    client = Client(path)
-    try:
-        if isinstance(root, bytes):
-            client.init(mode, root, **fields)
-        else:
-            fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
-            try:
-                client.init(mode, fd=fd, **fields)
-            finally:
-                os.close(fd)
-    except BaseException:
-        client.close()
-        raise
-    return client
+    return granted(Client(path), root, mode, **fields)
 
 
 class Session:

@@ -94,14 +94,18 @@ class Worker:
             self.count("disconnects", one.disconnects)
 
 
-class Histories(Worker):
-    """Random histories on one filesystem, and three sessions with models: a TREE client, a
-    server whose client is often slow, and one that uses the C library."""
+class OnMount(Worker):
+    """One that needs a filesystem and the daemon."""
 
     def __init__(self, control, name, seed, mount, socket):
         super().__init__(control, name, seed)
         self.mount = mount
         self.socket = socket
+
+
+class Histories(OnMount):
+    """Random histories on one filesystem, and three sessions with models: a TREE client, a
+    server whose client is often slow, and one that uses the C library."""
 
     def turn(self, seed):
         dice = random.Random(seed)
@@ -250,13 +254,8 @@ class Loads(Worker):
             self.gaps = None  # said once is enough
 
 
-class Removable(Worker):
+class Removable(OnMount):
     """A filesystem with a share that is mounted and unmounted, its sessions with it."""
-
-    def __init__(self, control, name, seed, mount, socket):
-        super().__init__(control, name, seed)
-        self.mount = mount
-        self.socket = socket
 
     def turn(self, seed):
         kills = self.control.kills.value
@@ -315,13 +314,8 @@ class Removable(Worker):
             return None
 
 
-class Slow(Worker):
+class Slow(OnMount):
     """A client of the whole filesystem that never keeps up."""
-
-    def __init__(self, control, name, seed, mount, socket):
-        super().__init__(control, name, seed)
-        self.mount = mount
-        self.socket = socket
 
     def turn(self, seed):
         dice = random.Random(seed)
@@ -341,13 +335,8 @@ class Slow(Worker):
             client.close()
 
 
-class Hostiles(Worker):
+class Hostiles(OnMount):
     """Clients that mean harm, one of them without privilege."""
-
-    def __init__(self, control, name, seed, mount, socket):
-        super().__init__(control, name, seed)
-        self.mount = mount
-        self.socket = socket
 
     def turn(self, seed):
         program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hostile.py")

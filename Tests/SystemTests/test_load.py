@@ -22,7 +22,7 @@ import daemon
 import handles
 import mounts
 import scratch
-from streams import Inotify, mask_text
+from streams import Inotify
 
 DIRECTORIES = ("a", "b", "c", "d")
 NAMES = [f"n{number}" for number in range(40)]
