@@ -81,7 +81,7 @@ class ExitCodes(CommandLineTest):
     def test_check_config(self):
         right = self.run_to_the_end("--config", self.config, "--check-config")
         self.assertEqual((right.returncode, right.stderr), (0, ""))
-        self.assertIn("queue-events: 1048576\n", right.stdout)
+        self.assertIn("queue-events: 1\n", right.stdout)
         self.config.write_text("[daemon]\nbogus = 1\nmax-delay = 5\n")
         wrong = self.run_to_the_end("--config", self.config, "--check-config")
         self.assertEqual(wrong.returncode, 78)
