@@ -12,7 +12,7 @@ import unittest
 
 import systemd_test
 from hostwatch import (CORRECTED, CREATE, DELETE, NODES, RECHECK, RENAME, SYNC, TREE, Client, Detached,
-                       HungUp, Lost, Record, Resynced, read_while, register_entry)
+                       Lost, Record, Resynced, read_while, register_entry)
 from model import TreeModel
 from systemd_test import (CONFIG, DAEMON, SERVICE, SOCKET, SystemdTest, drop_in, eventually,
                           run, show, systemctl)

@@ -27,9 +27,10 @@
 
 #include "hostwatch.h"
 
+/* How a kernel wants to be told; see above. */
 enum hostwatch_fsnotify_layout {
-	HOSTWATCH_FSNOTIFY_POSTED = 1,
-	HOSTWATCH_FSNOTIFY_WHOLE = 2
+	HOSTWATCH_FSNOTIFY_POSTED = 1, /* as the proposal was posted */
+	HOSTWATCH_FSNOTIFY_WHOLE = 2   /* a rename is one message */
 };
 
 /* What the kernel at hand calls things. There are no defaults. */
@@ -52,23 +53,24 @@ struct hostwatch_fsnotify_header {
 struct hostwatch_fsnotify_posted {
 	uint64_t nodeid; /* the directory if there is a name, else the object */
 	uint64_t mask;	 /* inotify's bits */
-	uint32_t namelen;
+	uint32_t namelen; /* bytes; 0: no name */
 	uint32_t cookie; /* the same in the two halves of a rename, else 0 */
 };
 
 /* HOSTWATCH_FSNOTIFY_WHOLE; name and new name follow, without NUL. */
 struct hostwatch_fsnotify_whole {
 	uint64_t mask; /* fsnotify's bits; a rename is FS_RENAME */
-	struct hw_node dir;
-	struct hw_node node;
-	struct hw_node new_dir;
-	uint32_t namelen;
-	uint32_t new_namelen;
+	struct hw_node dir; /* where it is or was; nodeid 0: not known */
+	struct hw_node node; /* the object; nodeid 0: not known */
+	struct hw_node new_dir; /* where a rename has put it; else 0 */
+	uint32_t namelen; /* of the name in dir, bytes */
+	uint32_t new_namelen; /* of the name in new_dir, bytes */
 };
 
 /* No record needs more: three posted messages with two names of 255 bytes. */
 #define HOSTWATCH_FSNOTIFY_MAX 640
 
+/* inotify's bits for a rename, which records have as one: HW_RENAME. */
 #define HOSTWATCH_FSNOTIFY_MOVED_FROM UINT64_C(0x40)
 #define HOSTWATCH_FSNOTIFY_MOVED_TO UINT64_C(0x80)
 #define HOSTWATCH_FSNOTIFY_MOVE_SELF UINT64_C(0x800)

@@ -55,13 +55,17 @@
 
 #include "hostwatch.h"
 
+/* Called once for each name; `name_size` in bytes, no NUL needed behind it. */
 typedef void (*hostwatch_fuse_visit)(void *argument, uint64_t directory,
 				     const char *name, size_t name_size);
 
+/* One mount of a server; filled by hostwatch_fuse_init(). */
 struct hostwatch_fuse {
+	/* Whose kernel is told; must live longer than this does. */
 	struct fuse_session *session;
 
-	/* The server's own, each of which may be NULL. */
+	/* The server's own, each of which may be NULL. They are called on the
+	 * thread that is in hostwatch_fuse_apply() or _out_of_step(). */
 
 	/* How many links the object has on the host, or a negative errno. */
 	int64_t (*links)(void *context, uint64_t nodeid);
@@ -70,15 +74,18 @@ struct hostwatch_fuse {
 	 * takes may be held during a visit. */
 	void (*names)(void *context, uint64_t directory,
 		      hostwatch_fuse_visit visit, void *argument);
+	/* Given to both. */
 	void *context;
 
-	/* What was done; read them with __atomic_load_n(). */
-	uint64_t entries;	/* invalidated */
-	uint64_t inodes;	/* invalidated */
-	uint64_t deleted;	/* entries */
-	uint64_t expired;	/* entries */
-	uint64_t epochs;	/* raised */
-	uint64_t failed;
+	/* What was done since hostwatch_fuse_init(); read each of them with
+	 * __atomic_load_n(). What the kernel did not have is not counted. */
+
+	uint64_t entries;	/* names that were invalidated */
+	uint64_t inodes;	/* objects whose cache was invalidated */
+	uint64_t deleted;	/* names that the kernel was told are deleted */
+	uint64_t expired;	/* names that the kernel is to ask for again */
+	uint64_t epochs;	/* how often all names were expired at once */
+	uint64_t failed;	/* notifications that the kernel refused */
 
 	uint64_t moment_;	/* of the last doubt, even; odd: not in step */
 };
