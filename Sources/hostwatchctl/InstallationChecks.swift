@@ -23,7 +23,8 @@ struct InstallationChecks {
   }
 
   func all() -> [Check] {
-    units() + socketRights() + configuration() + [catalog()] + hostwatchfs() + leftovers()
+    units() + socketRights() + configuration() + [catalog()] + hostwatchfs() + mounts()
+      + leftovers()
   }
 
   /// What `systemctl show` says. The unit exists if `LoadState` is `loaded`.
@@ -223,6 +224,36 @@ struct InstallationChecks {
       return [.fail(name, "/dev/fuse cannot be opened", "modprobe fuse")]
     }
     return [.ok(name, "version \(said), and /dev/fuse is there")]
+  }
+
+  /// Those of hostwatchfs in this mount namespace: whether a server is there and answers.
+  private func mounts() -> [Check] {
+    let name = "mount"
+    let points: [String]
+    do {
+      points = try MountTable.mountPoints(type: "fuse.hostwatchfs")
+    } catch {
+      return [.warn(name, "\(error)", "mount /proc")]
+    }
+    return points.map { point in
+      // A process of its own, since the call sleeps until the server answers.
+      guard let asked = Command.run(["stat", "-f", "--", point], seconds: 2) else {
+        return .warn(name, "\(point) was not looked at: stat cannot be run", "install coreutils")
+      }
+      switch asked.status {
+      case 0:
+        return .ok(name, "\(point) is served")
+      case nil:
+        return .fail(
+          name, "\(point): the server does not answer",
+          "see what its hostwatchfs does; end it, then \"umount \(point)\"")
+      default:
+        let reason = asked.output.split(separator: "\n").last.map(String.init) ?? "no reason given"
+        return .fail(
+          name, "\(point) cannot be used: \(reason)",
+          "if its hostwatchfs is gone, \"umount \(point)\" and mount it again")
+      }
+    }
   }
 
   // MARK: What was left behind

@@ -5,13 +5,16 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
+import tempfile
 import unittest
 
 import systemd_test
-from systemd_test import (CONFIG, CTL, ROOT, SERVICE, SOCKET, SystemdTest, drop_in,
+from systemd_test import (CONFIG, CTL, DAEMON, ROOT, SERVICE, SOCKET, SystemdTest, drop_in,
                           eventually, run, show, systemctl)
 
+FS = os.path.join(os.path.dirname(DAEMON), "hostwatchfs")
 CATALOGS = pathlib.Path("/usr/lib/systemd/catalog")
 CATALOG = CATALOGS / "hostwatchd.catalog"
 
@@ -154,6 +157,31 @@ class Doctor(SystemdTest):
                       self.assert_state(checks, "journal-catalog", "warn")["advice"])
         self.assert_state(checks, "leftovers", "warn", "999999999.sock")
         self.assert_state(checks, "leftovers", "warn", "hostwatchd.toml.new")
+
+    def test_mounts(self):
+        self.configure()
+        systemctl("start", SERVICE)
+        self.assertNotIn("mount", self.doctor()[1])
+        mount = tempfile.mkdtemp(prefix="a mount-", dir="/tmp")
+        self.addCleanup(os.rmdir, mount)
+        server = subprocess.Popen([FS, "-f", self.share, mount])
+        self.addCleanup(run, "umount", mount)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        eventually(lambda: os.path.ismount(mount))
+        status, checks = self.doctor()
+        self.assertEqual(status, 0, checks)
+        self.assert_state(checks, "mount", "ok", f"{mount} is served")
+        server.send_signal(signal.SIGSTOP)
+        status, checks = self.doctor()
+        self.assertEqual(status, 1)
+        self.assert_state(checks, "mount", "fail", f"{mount}: the server does not answer")
+        server.kill()
+        server.wait()
+        status, checks = self.doctor()
+        self.assertEqual(status, 1)
+        self.assertIn(f'"umount {mount}"', self.assert_state(
+            checks, "mount", "fail", f"{mount} cannot be used: ")["advice"])
 
     def test_queue(self):
         with open("/proc/sys/fs/fanotify/max_queued_events", encoding="ascii") as file:

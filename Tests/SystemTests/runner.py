@@ -140,6 +140,8 @@ def main():
         with turn(exclusive=True), open(SYSCTL, "w", encoding="ascii") as file:
             file.write(limit)
     print(f"{time.monotonic() - began:.0f} s")
+    for test in sorted(result.broken):
+        print(f"failed  {test}")
     print(f"{result.passed} passed, {len(result.broken)} failed, "
           f"{len(result.skipped)} skipped")
     return 1 if result.broken else 0

@@ -13,7 +13,7 @@ import handles
 import scratch
 from daemon import Daemon, DaemonTest, table, touch, write
 from histories import Server, Watch, Writer, stop
-from hostwatch import (ATTRIB, DELETE_SELF, ISDIR, NODES, RECHECK, ROOT, TREE, Lost, Record,
+from hostwatch import (ATTRIB, DELETE_SELF, RECHECK, ROOT, Lost, Record,
                        Resynced, register_entry)
 from runner import SYSCTL, read_limit
 

@@ -1,7 +1,7 @@
 import CFanotify
 
 /// The mount table of the daemon's mount namespace.
-enum MountTable {
+package enum MountTable {
   static let path = "/proc/self/mountinfo"
 
   /// One line of mountinfo, as far as it is needed (proc(5)).
@@ -26,6 +26,12 @@ enum MountTable {
 
   static func entries() throws(SystemError) -> [Entry] {
     try parse(Syscall.contents(of: path))
+  }
+
+  /// Where filesystems of a type are mounted, in the order of the table: the last is on top.
+  package static func mountPoints(type: String) throws(SystemError) -> [String] {
+    try entries().filter { $0.type == Array(type.utf8) }
+      .map { String(decoding: $0.mountPoint, as: UTF8.self) }
   }
 
   /// Lines that are not of that form are left out.
