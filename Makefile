@@ -63,7 +63,7 @@ faults: build
 test-asan:
 	SWIFT="$(SWIFT)" scripts/test-sanitized address
 
-#: make test-tsan         the clients, with their threads, under ThreadSanitizer
+#: make test-tsan         the same under ThreadSanitizer
 test-tsan:
 	SWIFT="$(SWIFT)" scripts/test-sanitized thread
 
