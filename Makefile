@@ -55,7 +55,7 @@ fuzz:
 	scripts/fuzz $(or $(SECONDS),60)
 
 #: make faults            each system call of the daemon fails, in turn, with each errno;
-#:                        some 15 minutes (root)
+#:                        some five minutes (root)
 faults: build
 	HOSTWATCH_FAULTS=all Tests/SystemTests/run test_faults
 

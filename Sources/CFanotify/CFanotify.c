@@ -4,6 +4,8 @@
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/mount.h>
+#include <sched.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/fanotify.h>
 #include <sys/ioctl.h>
@@ -132,8 +134,23 @@ long hw_page_size(void)
 	return sysconf(_SC_PAGESIZE);
 }
 
+int hw_close_elsewhere(const int *descriptors, unsigned int count)
+{
+	/* Not fork(): its handlers are for a copy that goes on. */
+	const pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0,
+					 0, 0);
+
+	if (pid == 0) {
+		prctl(PR_SET_NAME, "close");
+		for (unsigned int i = 0; i < count; i++)
+			close(descriptors[i]);
+		_exit(0);
+	}
+	return checked(pid);
+}
+
 struct hw_received hw_receive(int socket, void *buffer, size_t size,
-			      int *descriptors)
+			      int *descriptors, bool none)
 {
 	struct hw_received received = { 0 };
 	union {
@@ -145,7 +162,8 @@ struct hw_received hw_receive(int socket, void *buffer, size_t size,
 	struct msghdr message = { .msg_iov = &iov,
 				  .msg_iovlen = 1,
 				  .msg_control = control.space,
-				  .msg_controllen = sizeof control.space };
+				  .msg_controllen =
+					  none ? 0 : sizeof control.space };
 	ssize_t got;
 	do
 		got = recvmsg(socket, &message,

@@ -48,7 +48,7 @@ enum Command {
         _ = kill(pid, SIGKILL)
         return Outcome(status: nil, output: output)
       }
-      _ = unsafe usleep(1000)
+      _ = usleep(1000)
     }
     let code = status & 0x7f == 0 ? status >> 8 & 0xff : 128 + status & 0x7f
     return Outcome(status: code, output: output)

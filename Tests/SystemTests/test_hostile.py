@@ -2,17 +2,21 @@
 """Clients that mean harm beside one that does not: it misses nothing, and the
 daemon is afterwards what it was before."""
 
+import errno
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 
+import fusefs
 from daemon import Daemon, DaemonTest, table, touch
 from histories import Watch, Writer
-from hostwatch import SYNC
+from hostwatch import REGISTER, SYNC, Refused, batch, message, register_entry
+from mounts import Mounted
 from test_convergence import number
 
 SECONDS = 8.0
@@ -89,6 +93,62 @@ class Hostile(DaemonTest):
         self.assertLess(kib, resident + GROWTH_KIB, f"seed {seed}")
         self.assertEqual(watch.losses, 0)
         self.assertEqual(watch.check(), "")
+
+
+class SlowToClose(DaemonTest):
+    """close() of a FUSE descriptor waits for the server to flush; a server that waits for
+    the daemon, or never answers, must not hold it up."""
+
+    def helpers(self):
+        """The processes that close for the daemon."""
+        with open(f"/proc/{self.daemon.pid}/task/{self.daemon.pid}/children",
+                  encoding="ascii") as file:
+            return file.read().split()
+
+    def test_a_server_that_does_not_answer(self):
+        touch(self.path("f"))
+        mount = Mounted(self.share, self.daemon.socket)
+        self.addCleanup(mount.stop)
+        fd = os.open(os.path.join(mount.path, "f"), os.O_RDWR)
+        good = os.open(self.path("f"), os.O_PATH)
+        client = self.session()
+        other = self.session()
+        client.sync()
+        before = len(self.daemon.descriptors())
+        mount.process.send_signal(signal.SIGSTOP)
+        try:
+            self.assertEqual(client.register([register_entry(10), register_entry(11)], [fd, good]),
+                             [-errno.EXDEV, 0])
+            for one in (client, other):  # it goes on
+                one.sync()
+            fusefs.wait_until(lambda: len(self.helpers()) == 1, "a helper closes it")
+            other.sync()
+            surplus = self.session()
+            surplus.send_raw(message(SYNC, unique=9), [fd])
+            surplus.wait_hang_up()
+            refused = self.daemon.connect()
+            with self.assertRaises(Refused):
+                refused.init(fd=fd)
+            refused.close()
+            # A user's are bounded: then they are not received any more.
+            entries = [register_entry(100 + number) for number in range(250)]
+            for _ in range(3):  # 512, and the rest of the packet that reaches them
+                self.assertEqual(set(client.register(entries, [fd] * 250)), {-errno.EXDEV})
+            client.send_raw(message(REGISTER, batch(entries), 9), [fd] * 250)
+            self.assertIn("too many", client.wait_reply(9).text)
+            client.wait_hang_up()
+            other.sync()
+            touch(self.path("g"))
+            other.sync()
+            self.assertLessEqual(len(self.helpers()), 8)
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
+        fusefs.wait_until(lambda: not self.helpers(), "the helpers have ended")
+        fusefs.wait_until(lambda: len(self.daemon.descriptors()) <= before,
+                          "the descriptors are closed")
+        self.assertEqual(other.register([register_entry(12)], [good]), [0])
+        os.close(good)
+        os.close(fd)
 
 
 class StalledServiceManager(DaemonTest):

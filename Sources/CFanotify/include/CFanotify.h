@@ -134,8 +134,17 @@ struct hw_received {
 	unsigned int descriptor_count;
 };
 enum { hw_descriptors_max = 253 }; /* SCM_MAX_FD */
+/* `none`: descriptors are dropped by the kernel, and reported as lost. */
 struct hw_received hw_receive(int socket, void *buffer, size_t size,
-			      int *descriptors);
+			      int *descriptors, bool none);
+
+/*
+ * Closes descriptors in a child process that has its own copy of the memory and
+ * shares the table of descriptors (CLONE_FILES), and then ends: close() sleeps in it
+ * if it must. Returns its pid, to be waited for, or -errno. From here on the numbers
+ * are the child's. For a process with one thread.
+ */
+int hw_close_elsewhere(const int *descriptors, unsigned int count);
 
 /* Sends packets in order without blocking; how many went, or -errno. */
 int hw_send_packets(int socket, const struct iovec *packets,

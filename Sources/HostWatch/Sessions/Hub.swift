@@ -21,6 +21,7 @@ public final class Hub {
   let loop: any EventLoop
   let report: (Diagnostic) -> Void
   let receiver = PacketReceiver()
+  let closer: DescriptorCloser
   let started = Syscall.monotonicMicroseconds()
   var filesystems: [UInt64: WatchedFilesystem] = [:]
   var shares: [Share] = []
@@ -59,6 +60,11 @@ public final class Hub {
     self.loop = loop
     self.limits = limits
     self.report = report
+    closer = try DescriptorCloser(loop: loop)
+    closer.isLocal = { [unowned self] device in
+      // A file of an overlay may be another filesystem's, and is flushed there.
+      filesystems[device].map { $0.magic != UInt32(hw_magic_overlay) } ?? false
+    }
     housekeeping = try loop.timer(priority: .normal) { [unowned self] in keepHouse() }
     resyncTimer = try loop.timer(priority: .normal) { [unowned self] in stepResyncs() }
     try watchMountTable()

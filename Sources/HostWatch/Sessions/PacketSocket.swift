@@ -26,18 +26,23 @@ import Glibc
   deinit { unsafe buffer.deallocate() }
 
   /// Receives one packet without blocking.
-  func receive(from socket: Int32) -> Outcome {
+  ///
+  /// - Parameters:
+  ///   - closer: closes the descriptors that come with it, once nobody needs them.
+  ///   - uid: whose they are.
+  func receive(from socket: Int32, closer: DescriptorCloser, uid: UInt32) -> Outcome {
     var numbers = [Int32](repeating: -1, count: Int(hw_descriptors_max))
     // The array has room for as many descriptors as the kernel passes.
     let received = unsafe numbers.withUnsafeMutableBufferPointer {
-      unsafe hw_receive(socket, buffer, PacketReceiver.capacity, $0.baseAddress)
+      unsafe hw_receive(
+        socket, buffer, PacketReceiver.capacity, $0.baseAddress, closer.isFull(uid))
     }
     if received.size < 0 {
       let code = Int32(-received.size)
       return code == EAGAIN ? .nothing : .failed(SystemError("recvmsg", code))
     }
     numbers.removeLast(numbers.count - Int(received.descriptor_count))
-    let descriptors = DescriptorList(numbers)
+    let descriptors = DescriptorList(numbers, closer: closer, uid: uid)
     if received.size == 0 { return .hangUp }
     count = min(received.size, PacketReceiver.capacity)
     return received.truncated || received.descriptors_lost
@@ -56,6 +61,27 @@ import Glibc
 /// Descriptors that came with a packet: all are closed when the list goes.
 final class DescriptorList {
   let numbers: [Int32]
-  init(_ numbers: [Int32]) { self.numbers = numbers }
-  deinit { for number in numbers { _ = close(number) } }
+  /// All have been found to be of a filesystem where close(2) waits for nobody.
+  var closeAtOnce = false
+  private let closer: DescriptorCloser?
+  private let uid: UInt32
+
+  /// Descriptors that this process has opened itself.
+  init(_ numbers: [Int32]) {
+    self.numbers = numbers
+    closer = nil
+    uid = 0
+  }
+
+  /// Descriptors that a user has sent.
+  init(_ numbers: [Int32], closer: DescriptorCloser, uid: UInt32) {
+    self.numbers = numbers
+    self.closer = closer
+    self.uid = uid
+  }
+
+  deinit {
+    if let closer, !closeAtOnce { return closer.close(numbers, of: uid) }
+    for number in numbers { _ = close(number) }
+  }
 }

@@ -118,14 +118,17 @@ import Glibc
   private func receive() {
     for _ in 0..<Self.packetsPerTurn {
       guard !isEnded, !isClosing, canReply else { break }
-      switch hub.receiver.receive(from: socket.rawValue) {
+      switch hub.receiver.receive(from: socket.rawValue, closer: hub.closer, uid: peer.uid) {
       case .nothing: return flush()
       case .hangUp: return end("the peer hung up")
       case .failed(let error): return end("\(error)")
       case .tooLarge:
         violate(
           .malformed(
-            "The packet is longer than 131,072 bytes, or its descriptors could not be received."))
+            """
+            The packet is longer than 131,072 bytes, or its descriptors could not be received: \
+            there was no room, or too many of this user's are still being closed.
+            """))
       case .packet(let descriptors): handlePacket(descriptors)
       }
     }

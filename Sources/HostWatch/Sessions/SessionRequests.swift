@@ -39,6 +39,7 @@ extension Session {
     guard let filesystem else { return }
     var statuses: [Int32] = []
     statuses.reserveCapacity(entries.count)
+    var areAllHeld = true
     var recheck: [(index: UInt32, isDirectory: Bool, since: Timestamp)] = []
     let now = UInt32(truncatingIfNeeded: Syscall.monotonicMicroseconds() / 1000)
     var group: [Result<(Syscall.Status, FileHandle), SystemError>] = []
@@ -61,11 +62,14 @@ extension Session {
           }
           statuses.append(0)
         } catch {
+          areAllHeld = false
           statuses.append(-error.code)
         }
       }
       group.removeAll(keepingCapacity: true)
     }
+    descriptors.closeAtOnce =
+      areAllHeld && filesystem.magic != UInt32(hw_magic_overlay)
     reply(ReplyBuilder.statuses(statuses, type: HW_REGISTER, unique: unique))
     for (index, isDirectory, since) in recheck {
       let told = filesystem.router.tell(
