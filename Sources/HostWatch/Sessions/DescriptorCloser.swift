@@ -18,6 +18,7 @@ final class DescriptorCloser {
   /// time goes to one, unless it is many.
   private static let gatherMicroseconds: UInt64 = 5000
   private static let many = 128
+  private static let retryMicroseconds: UInt64 = 250_000
   /// Descriptors of a uid that helpers have or that wait for one; a packet may bring
   /// 253 more.
   static let descriptorsPerUser = 512
@@ -72,9 +73,13 @@ final class DescriptorCloser {
     guard !slow.isEmpty else { return }
     users[uid, default: User()].waiting += slow
     if users[uid].map({ $0.waiting.count >= Self.many }) == true { return reap(uid) }
+    arm(afterMicroseconds: Self.gatherMicroseconds)
+  }
+
+  private func arm(afterMicroseconds microseconds: UInt64) {
     guard !isArmed else { return }
     isArmed = true
-    timer.arm(afterMicroseconds: Self.gatherMicroseconds)
+    timer.arm(afterMicroseconds: microseconds)
   }
 
   private func gathered() {
@@ -106,10 +111,12 @@ final class DescriptorCloser {
         // As many as it says; the helper has a copy of the memory.
         unsafe hw_close_elsewhere($0.baseAddress, UInt32($0.count))
       }
-      // Without a process (EAGAIN, ENOMEM) they wait for the next occasion.
       if pid > 0 {
         user.helpers.append(Helper(pid: pid, count: user.waiting.count, pidfd: watch(pid, uid)))
         user.waiting = []
+      } else {
+        // There is no process to be had now (EAGAIN, ENOMEM).
+        arm(afterMicroseconds: Self.retryMicroseconds)
       }
     }
     users[uid] = user.held == 0 ? nil : user
