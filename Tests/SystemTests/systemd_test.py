@@ -4,6 +4,7 @@
 HOSTWATCHD names the binary; the default is the debug build.
 """
 
+import contextlib
 import grp
 import json
 import os
@@ -18,6 +19,7 @@ import tempfile
 import time
 import unittest
 
+import hostwatch
 from wire import DETACHED, TREE, Client
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -495,6 +497,29 @@ class Sessions(SystemdTest):
             self.assertNotEqual(systemctl("reload", SERVICE, check=False).returncode, 0)
             self.journal.wait("reload refused")
             self.assertEqual(client.sync(), 0)
+
+    def test_descriptors_that_are_not_of_a_share_are_closed(self):
+        """A helper process does that: the unit's restrictions let it."""
+        self.configure()
+        systemctl("start", SERVICE)
+        client = hostwatch.Client(SOCKET)
+        self.addCleanup(client.close)
+        client.init(share=b"src")
+        own = os.pipe()
+        name = os.readlink(f"/proc/self/fd/{own[0]}")
+        self.assertLess(client.register([hostwatch.register_entry(10)], own[:1])[0], 0)
+        for end in own:
+            os.close(end)
+        folder = f"/proc/{self.pid()}/fd"
+
+        def held():
+            found = []
+            for number in os.listdir(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    found.append(os.readlink(f"{folder}/{number}"))
+            return found
+        eventually(lambda: name not in held())
+        client.sync()
 
     def test_stop_sends_detached_last(self):
         self.configure()
