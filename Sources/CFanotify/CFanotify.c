@@ -49,6 +49,8 @@ void *hw_map_huge_page(void)
 		munmap(memory, before);
 	munmap(memory + before + page, page - before);
 	hw_advise_huge_pages(memory + before, page);
+	/* A child that goes on would have each page copied that is written to. */
+	(void)madvise(memory + before, page, MADV_DONTFORK);
 	return memory + before;
 }
 
@@ -136,6 +138,12 @@ long hw_page_size(void)
 
 int hw_close_elsewhere(const int *descriptors, unsigned int count)
 {
+	/* On the stack, which every child has. */
+	int own[1024];
+
+	if (count > sizeof own / sizeof own[0])
+		return -EINVAL;
+	memcpy(own, descriptors, count * sizeof own[0]);
 	/* Not fork(): its handlers are for a copy that goes on. */
 	const pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0,
 					 0, 0);
@@ -143,7 +151,7 @@ int hw_close_elsewhere(const int *descriptors, unsigned int count)
 	if (pid == 0) {
 		prctl(PR_SET_NAME, "close");
 		for (unsigned int i = 0; i < count; i++)
-			close(descriptors[i]);
+			close(own[i]);
 		_exit(0);
 	}
 	return checked(pid);

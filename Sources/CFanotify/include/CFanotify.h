@@ -142,7 +142,8 @@ struct hw_received hw_receive(int socket, void *buffer, size_t size,
  * Closes descriptors in a child process that has its own copy of the memory and
  * shares the table of descriptors (CLONE_FILES), and then ends: close() sleeps in it
  * if it must. Returns its pid, to be waited for, or -errno. From here on the numbers
- * are the child's. For a process with one thread.
+ * are the child's. For a process with one thread; 1,024 at most. What
+ * hw_map_huge_page() has given is not in the child.
  */
 int hw_close_elsewhere(const int *descriptors, unsigned int count);
 
