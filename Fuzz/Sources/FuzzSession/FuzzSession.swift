@@ -19,7 +19,13 @@ public func fuzzSession(_ data: UnsafePointer<UInt8>, _ size: Int) -> CInt {
   let descriptors = scene.descriptors
   for _ in 0..<400 where !input.isAtEnd { scene.step(&input) }
   scene.finish()
-  let left = openDescriptors()
+  var left = openDescriptors()
+  // A helper process may still be closing some.
+  for _ in 0..<2000 where left != descriptors {
+    usleep(1000)
+    scene.settle()
+    left = openDescriptors()
+  }
   precondition(left == descriptors, "open were \(descriptors), now \(left)")
   return 0
 }

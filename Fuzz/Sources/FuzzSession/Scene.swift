@@ -64,6 +64,9 @@ final class Scene {
     }
   }
 
+  /// What helper processes have done is noticed.
+  func settle() { loop.run(turns: 100) }
+
   /// Everybody goes; nothing may be left of them.
   func finish() {
     loop.run(turns: 2000)

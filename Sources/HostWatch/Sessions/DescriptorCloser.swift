@@ -50,7 +50,14 @@ final class DescriptorCloser {
     owner = self
   }
 
-  deinit { timer.cancel() }
+  /// Helpers that are still at work go on by themselves.
+  deinit {
+    timer.cancel()
+    for user in users.values {
+      for helper in user.helpers { helper.pidfd?.source.cancel() }
+      _ = start(user.waiting)
+    }
+  }
 
   /// Whether this user's descriptors are to be left to the kernel, which drops those that
   /// there is no room for without asking anybody.
@@ -107,10 +114,7 @@ final class DescriptorCloser {
       return true
     }
     if !user.waiting.isEmpty && user.helpers.count < Self.helpersPerUser {
-      let pid = unsafe user.waiting.withUnsafeBufferPointer {
-        // As many as it says; the helper has a copy of the memory.
-        unsafe hw_close_elsewhere($0.baseAddress, UInt32($0.count))
-      }
+      let pid = start(user.waiting)
       if pid > 0 {
         user.helpers.append(Helper(pid: pid, count: user.waiting.count, pidfd: watch(pid, uid)))
         user.waiting = []
@@ -120,6 +124,15 @@ final class DescriptorCloser {
       }
     }
     users[uid] = user.held == 0 ? nil : user
+  }
+
+  /// A helper for these; its pid, or a negative errno.
+  private func start(_ numbers: [Int32]) -> Int32 {
+    guard !numbers.isEmpty else { return -EINVAL }
+    return unsafe numbers.withUnsafeBufferPointer {
+      // As many as it says; the helper has a copy of them.
+      unsafe hw_close_elsewhere($0.baseAddress, UInt32($0.count))
+    }
   }
 
   private func watch(_ pid: Int32, _ uid: UInt32) -> (DescriptorList, any LoopSource)? {
