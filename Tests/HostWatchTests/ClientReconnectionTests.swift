@@ -96,6 +96,7 @@ import Testing
         daemon.grant()
         daemon.send(Packets.events([Packets.record(1)]))
         guard Self.answerSync(daemon) else { return }
+        // The moments have to lie apart, so that it shows which of them is asked for.
         usleep(30_000)
         bounds.withLock { $0.append(Self.nanoseconds(.now())) }
         daemon.send(Packets.events([Packets.record(2)]))

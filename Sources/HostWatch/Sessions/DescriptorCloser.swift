@@ -39,8 +39,8 @@ final class DescriptorCloser {
   private let loop: any EventLoop
   private let timer: any LoopTimer
   private var isArmed = false
-  /// Whether a file on the filesystem with this st_dev is closed by its own host alone.
-  var isLocal: (UInt64) -> Bool = { _ in false }
+  /// Whether close(2) of such an object is known to wait for nobody.
+  var isLocal: (Syscall.Status) -> Bool = { _ in false }
   private var users: [UInt32: User] = [:]
 
   init(loop: any EventLoop) throws(SystemError) {
@@ -99,7 +99,7 @@ final class DescriptorCloser {
     let flags = hw_status_flags(number)
     if flags >= 0 && flags & O_PATH != 0 { return true }
     guard let status = try? Syscall.status(of: number) else { return false }
-    return isLocal(status.device)
+    return isLocal(status)
   }
 
   /// Forgets the helpers that have ended, and gives what waits to a new one.

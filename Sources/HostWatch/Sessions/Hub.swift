@@ -61,9 +61,8 @@ public final class Hub {
     self.limits = limits
     self.report = report
     closer = try DescriptorCloser(loop: loop)
-    closer.isLocal = { [unowned self] device in
-      // A file of an overlay may be another filesystem's, and is flushed there.
-      filesystems[device].map { $0.magic != UInt32(hw_magic_overlay) } ?? false
+    closer.isLocal = { [unowned self] status in
+      filesystems[status.device]?.closesAtOnce(status) ?? false
     }
     housekeeping = try loop.timer(priority: .normal) { [unowned self] in keepHouse() }
     resyncTimer = try loop.timer(priority: .normal) { [unowned self] in stepResyncs() }

@@ -39,7 +39,7 @@ extension Session {
     guard let filesystem else { return }
     var statuses: [Int32] = []
     statuses.reserveCapacity(entries.count)
-    var areAllHeld = true
+    var closeAtOnce = true
     var recheck: [(index: UInt32, isDirectory: Bool, since: Timestamp)] = []
     let now = UInt32(truncatingIfNeeded: Syscall.monotonicMicroseconds() / 1000)
     var group: [Result<(Syscall.Status, FileHandle), SystemError>] = []
@@ -53,6 +53,7 @@ extension Session {
       for (entry, look) in zip(entries[start..<end], group) {
         do throws(SystemError) {
           let (status, handle) = try look.get()
+          if !filesystem.closesAtOnce(status) { closeAtOnce = false }
           let index = try register(entry, handle, in: filesystem)
           let changed = entry.since != .zero && status.ctime.isLater(than: entry.since)
           let passed = handle.withView { filesystem.router.hasPassed($0, now: now) }
@@ -62,14 +63,13 @@ extension Session {
           }
           statuses.append(0)
         } catch {
-          areAllHeld = false
+          closeAtOnce = false
           statuses.append(-error.code)
         }
       }
       group.removeAll(keepingCapacity: true)
     }
-    descriptors.closeAtOnce =
-      areAllHeld && filesystem.magic != UInt32(hw_magic_overlay)
+    descriptors.closeAtOnce = closeAtOnce
     reply(ReplyBuilder.statuses(statuses, type: HW_REGISTER, unique: unique))
     for (index, isDirectory, since) in recheck {
       let told = filesystem.router.tell(

@@ -183,6 +183,12 @@ final class WatchedFilesystem {
     return try Syscall.status(of: object.rawValue).device == stDevice
   }
 
+  /// Whether close(2) of such an object waits for nobody. A file of an overlay may be
+  /// another filesystem's, and is flushed there; a device's driver may take its time.
+  func closesAtOnce(_ status: Syscall.Status) -> Bool {
+    magic != UInt32(hw_magic_overlay) && (status.isRegular || status.isDirectory)
+  }
+
   /// Whether this st_dev is known to be this superblock's.
   func knows(device stDevice: UInt64) -> Bool { knownDevice == stDevice }
 

@@ -16,6 +16,8 @@ enum Syscall {
 
     /// S_IFMT is 0o170000, S_IFDIR 0o040000.
     var isDirectory: Bool { mode & 0o170000 == 0o040000 }
+    /// S_IFREG is 0o100000.
+    var isRegular: Bool { mode & 0o170000 == 0o100000 }
   }
 
   /// An O_PATH descriptor of a directory.

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sockets, and descriptors that other processes send or get. */
+#include "CFanotify.h"
+#include "checked.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+
+int hw_close_elsewhere(const int *descriptors, unsigned int count)
+{
+	/* On the stack, which every child has. */
+	int own[1024];
+
+	if (count > sizeof own / sizeof own[0])
+		return -EINVAL;
+	memcpy(own, descriptors, count * sizeof own[0]);
+	/* Not fork(): its handlers are for a copy that goes on. */
+	const pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0,
+					 0, 0);
+
+	if (pid == 0) {
+		prctl(PR_SET_NAME, "close");
+		for (unsigned int i = 0; i < count; i++)
+			close(own[i]);
+		_exit(0);
+	}
+	return checked(pid);
+}
+
+struct hw_received hw_receive(int socket, void *buffer, size_t size,
+			      int *descriptors, bool none)
+{
+	struct hw_received received = { 0 };
+	union {
+		char space[CMSG_SPACE(hw_descriptors_max * sizeof(int)) +
+			   CMSG_SPACE(sizeof(struct ucred))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = buffer, .iov_len = size };
+	struct msghdr message = { .msg_iov = &iov,
+				  .msg_iovlen = 1,
+				  .msg_control = control.space,
+				  .msg_controllen =
+					  none ? 0 : sizeof control.space };
+	ssize_t got;
+	do
+		got = recvmsg(socket, &message,
+			      MSG_DONTWAIT | MSG_CMSG_CLOEXEC | MSG_TRUNC);
+	while (got < 0 && errno == EINTR);
+	if (got < 0) {
+		received.size = -errno;
+		return received;
+	}
+	received.size = got;
+	received.truncated = (message.msg_flags & MSG_TRUNC) != 0;
+	received.descriptors_lost = (message.msg_flags & MSG_CTRUNC) != 0;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c;
+	     c = CMSG_NXTHDR(&message, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		unsigned int count =
+			(unsigned int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		for (unsigned int i = 0; i < count; i++) {
+			int fd;
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof fd);
+			if (received.descriptor_count < hw_descriptors_max)
+				descriptors[received.descriptor_count++] = fd;
+			else
+				close(fd);
+		}
+	}
+	return received;
+}
+
+int hw_send_packets(int socket, const struct iovec *packets, unsigned int count)
+{
+	struct mmsghdr messages[64];
+	if (count > 64)
+		count = 64;
+	memset(messages, 0, count * sizeof messages[0]);
+	for (unsigned int i = 0; i < count; i++) {
+		messages[i].msg_hdr.msg_iov = (struct iovec *)&packets[i];
+		messages[i].msg_hdr.msg_iovlen = 1;
+	}
+	int sent;
+	do
+		sent = sendmmsg(socket, messages, count,
+				MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (sent < 0 && errno == EINTR);
+	return sent < 0 ? -errno : sent;
+}
+
+int hw_send_with_descriptors(int socket, const void *packet, size_t size,
+			     const int *descriptors, unsigned int count,
+			     int flags)
+{
+	union {
+		char space[CMSG_SPACE(hw_descriptors_max * sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = (void *)packet, .iov_len = size };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+	if (count > hw_descriptors_max)
+		return -EINVAL;
+	if (count) {
+		memset(&control, 0, sizeof control);
+		message.msg_control = control.space;
+		message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+		struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(count * sizeof(int));
+		memcpy(CMSG_DATA(c), descriptors, count * sizeof(int));
+	}
+	ssize_t sent;
+	do
+		sent = sendmsg(socket, &message, flags | MSG_NOSIGNAL);
+	while (sent < 0 && errno == EINTR);
+	return sent < 0 ? -errno : 0;
+}
+
+int hw_socket(bool nonblocking)
+{
+	return checked(socket(AF_UNIX,
+			      SOCK_SEQPACKET | SOCK_CLOEXEC |
+				      (nonblocking ? SOCK_NONBLOCK : 0),
+			      0));
+}
+
+static int unix_address(const char *path, struct sockaddr_un *address)
+{
+	size_t size = strlen(path);
+	if (size == 0 || size >= sizeof address->sun_path)
+		return -ENAMETOOLONG;
+	memset(address, 0, sizeof *address);
+	address->sun_family = AF_UNIX;
+	memcpy(address->sun_path, path, size);
+	return 0;
+}
+
+int hw_bind_path(int socket, const char *path)
+{
+	struct sockaddr_un address;
+	int result = unix_address(path, &address);
+	return result ? result :
+			checked(bind(socket, (struct sockaddr *)&address,
+				     sizeof address));
+}
+
+int hw_connect_path(int socket, const char *path)
+{
+	struct sockaddr_un address;
+	int result = unix_address(path, &address);
+	return result ? result :
+			checked(connect(socket, (struct sockaddr *)&address,
+					sizeof address));
+}
+
+int hw_notify(const char *path, const void *text, size_t size)
+{
+	struct sockaddr_un address;
+	int result = unix_address(path, &address);
+	if (result)
+		return result;
+	socklen_t length =
+		(socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
+	if (path[0] == '@')
+		address.sun_path[0] = '\0';
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -errno;
+	result = checked(sendto(fd, text, size, MSG_NOSIGNAL,
+				(struct sockaddr *)&address, length));
+	close(fd);
+	return result < 0 ? result : 0;
+}
+
+int hw_notify_with_descriptors(const char *path, const void *text, size_t size,
+			       const int *descriptors, unsigned int count,
+			       unsigned int milliseconds)
+{
+	struct sockaddr_un address;
+	int result = unix_address(path, &address);
+	if (result)
+		return result;
+	socklen_t length =
+		(socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
+	if (path[0] == '@')
+		address.sun_path[0] = '\0';
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	struct timeval wait = { .tv_sec = milliseconds / 1000,
+				.tv_usec = milliseconds % 1000 * 1000 };
+	result = checked(
+		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait));
+	if (result == 0)
+		result = checked(
+			connect(fd, (struct sockaddr *)&address, length));
+	if (result == 0)
+		result = hw_send_with_descriptors(fd, text, size, descriptors,
+						  count, 0);
+	close(fd);
+	return result;
+}
+
+int hw_memfd(const char *name)
+{
+	return checked(memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+}
+
+enum { all_seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE };
+
+int hw_seal(int fd)
+{
+	return checked(fcntl(fd, F_ADD_SEALS, all_seals));
+}
+
+int hw_is_sealed(int fd)
+{
+	int seals = fcntl(fd, F_GET_SEALS);
+	return seals >= 0 && (seals & all_seals) == all_seals;
+}
+
+int hw_socket_pair(int pair[2])
+{
+	return checked(socketpair(
+		AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair));
+}
+
+int hw_accept(int socket)
+{
+	return checked(
+		accept4(socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
+}
+
+int hw_peer_credentials(int socket, struct hw_peer *out)
+{
+	struct ucred credentials;
+	socklen_t size = sizeof credentials;
+	int result = checked(getsockopt(socket, SOL_SOCKET, SO_PEERCRED,
+					&credentials, &size));
+	if (result == 0)
+		*out = (struct hw_peer){ .pid = credentials.pid,
+					 .uid = credentials.uid,
+					 .gid = credentials.gid };
+	return result;
+}
+
+int hw_peer_groups(int socket, gid_t *groups, unsigned int count)
+{
+	socklen_t size = count * sizeof(gid_t);
+	int result = checked(
+		getsockopt(socket, SOL_SOCKET, SO_PEERGROUPS, groups, &size));
+	return result < 0 ? result : (int)(size / sizeof(gid_t));
+}
+
+int hw_pidfd_open(pid_t pid)
+{
+	return checked(syscall(SYS_pidfd_open, pid, 0));
+}
+
+int hw_peer_pidfd(int socket)
+{
+	int fd = -1;
+	socklen_t size = sizeof fd;
+	int result =
+		checked(getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &fd, &size));
+	return result < 0 ? result : fd;
+}
