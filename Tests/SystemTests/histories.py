@@ -310,6 +310,9 @@ def replay(daemon, base, operations):
         shutil.rmtree(base, ignore_errors=True)
 
 
+CONTROLS = ("stop", "continue", "pause", "check")
+
+
 def reduce(fails, operations):
     """A list of operations that still fails, from which none can be left out. Stops
     and continues of the daemon stay where they are, as do checks."""
@@ -317,8 +320,9 @@ def reduce(fails, operations):
     while True:
         at, removed = 0, False
         while at < len(operations):
-            shorter = operations[:at] + operations[at + size:]
-            if shorter and fails(shorter):
+            controls = [one for one in operations[at:at + size] if one[1] in CONTROLS]
+            shorter = operations[:at] + controls + operations[at + size:]
+            if len(shorter) < len(operations) and fails(shorter):
                 operations, removed = shorter, True
             else:
                 at += size

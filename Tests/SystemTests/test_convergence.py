@@ -15,7 +15,8 @@ import time
 
 import scratch
 from daemon import DaemonTest, table, write
-from histories import Watch, Writer, churn, make_base, read_traces, reduce, replay, show, stop
+from histories import (CONTROLS, Watch, Writer, churn, make_base, read_traces, reduce, replay, show,
+                       stop)
 from runner import SYSCTL, read_limit
 
 HISTORIES = 12
@@ -187,6 +188,7 @@ class HistoriesTest(DaemonTest):
             watch.close()
         shutil.rmtree(base, ignore_errors=True)
         if failure:
+            print(f"seed {seed} on {self.kind} is made smaller", flush=True)
             failure += self.smaller(base, read_traces(traces, marks), watch)
         return failure
 
@@ -206,8 +208,7 @@ class HistoriesTest(DaemonTest):
                     return True
             return False
 
-        bare = [one for one in operations if one[1] not in
-                ("stop", "continue", "pause", "check")]
+        bare = [one for one in operations if one[1] not in CONTROLS]
         whole = [(0, "stop", "-", "-"), *bare, (0, "continue", "-", "-")]
         for title, case in (("as it was", operations), ("in one window", whole)):
             if fails(case):
