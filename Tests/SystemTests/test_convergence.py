@@ -322,6 +322,24 @@ CASES = {
         1 exchange share/p/q/a share/p
         0 continue
     """,
+    # The second move out is merged into the first, so the last that is told of the
+    # directory is its move in; then the one that it went to comes in.
+    "moved out, in and out, and in with its parent": """
+        1 mkdir outside/q
+        1 mkdir share/p
+        1 mkdir share/p/p
+        0 check
+        0 stop
+        0 rename share/p/p outside/q/q
+        0 rename outside/q/q share/p/p
+        0 rename share/p/p outside/q/q
+        0 mkdir share/p/p
+        0 continue
+        0 check
+        1 exchange share/p outside/q
+        0 check
+        0 fill share/p/q/b
+        0 check""",
 }
 
 

@@ -369,7 +369,12 @@ import CHostWatch
       }
       if to != 0, let victim = event.replaced { scope.index.note(victim, in: to) }
     } else if event.mask.contains(.create) {
-      if from != 0 { scope.index.place(object, in: from, name: event.name, movedIn: corrected) }
+      if from != 0 {
+        scope.index.place(object, in: from, name: event.name, movedIn: corrected)
+      } else if corrected {
+        // Its last record may have been another move, into the share.
+        scope.index.placeOutside(object)
+      }
     } else if event.mask.contains(.delete) {
       if corrected {
         scope.index.forget(object)
