@@ -300,8 +300,13 @@ class Soak:
 
     @staticmethod
     def short(measured):
-        return ", ".join(f"{key} {sum(value.values()) if isinstance(value, dict) else value}"
-                         for key, value in measured.items())
+        def figure(value):
+            if not isinstance(value, dict):
+                return str(value)
+            gone = value.get("deleted", 0)
+            return f"{sum(value.values())}{f' ({gone} of what is gone)' if gone else ''}"
+
+        return ", ".join(f"{key} {figure(value)}" for key, value in measured.items())
 
     # Its way
 
