@@ -79,6 +79,19 @@ struct hw_received hw_receive(int socket, void *buffer, size_t size,
 	return received;
 }
 
+bool hw_next_has_descriptors(int socket)
+{
+	/* Without room for them a look does not install them. */
+	char byte;
+	struct iovec iov = { .iov_base = &byte, .iov_len = sizeof byte };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t got;
+	do
+		got = recvmsg(socket, &message, MSG_DONTWAIT | MSG_PEEK);
+	while (got < 0 && errno == EINTR);
+	return got >= 0 && (message.msg_flags & MSG_CTRUNC) != 0;
+}
+
 int hw_send_packets(int socket, const struct iovec *packets, unsigned int count)
 {
 	struct mmsghdr messages[64];

@@ -15,7 +15,8 @@ import time
 import fusefs
 from daemon import Daemon, DaemonTest, table, touch
 from histories import Watch, Writer
-from hostwatch import REGISTER, SYNC, Refused, batch, message, register_entry
+from hostwatch import (INIT, NODES, REGISTER, SYNC, Refused, batch, init_body, message,
+                       register_entry)
 from mounts import Mounted
 from test_convergence import number
 
@@ -105,12 +106,19 @@ class SlowToClose(DaemonTest):
                   encoding="ascii") as file:
             return file.read().split()
 
+    def connection(self):
+        client = self.daemon.connect()
+        self.addCleanup(client.close)
+        return client
+
     def test_a_server_that_does_not_answer(self):
         touch(self.path("f"))
         mount = Mounted(self.share, self.daemon.socket)
         self.addCleanup(mount.stop)
         fd = os.open(os.path.join(mount.path, "f"), os.O_RDWR)
         good = os.open(self.path("f"), os.O_PATH)
+        root = os.open(self.share, os.O_PATH)
+        self.addCleanup(os.close, root)
         client = self.session()
         other = self.session()
         client.sync()
@@ -130,19 +138,40 @@ class SlowToClose(DaemonTest):
             with self.assertRaises(Refused):
                 refused.init(fd=fd)
             refused.close()
-            # A user's are bounded: then they are not received any more.
+            # A session's are bounded: then its next ones wait, and are not received in the end.
             entries = [register_entry(100 + number) for number in range(250)]
-            for _ in range(3):  # 512, and the rest of the packet that reaches them
+            for _ in range(2):  # 256, and the rest of the packet that reaches them
                 self.assertEqual(set(client.register(entries, [fd] * 250)), {-errno.EXDEV})
             client.send_raw(message(REGISTER, batch(entries), 9), [fd] * 250)
-            self.assertIn("too many", client.wait_reply(9).text)
+            self.assertEqual(other.register([register_entry(13)], [good]), [0])
+            self.assertIn("too many", client.wait_reply(9, timeout=10).text)
             client.wait_hang_up()
+            # So are a user's. Who has none there goes on, unless it came later.
+            early = self.session()
+            crowd = [self.session() for _ in range(7)]
+            for one in crowd:
+                self.assertEqual(set(one.register(entries, [fd] * 250)), {-errno.EXDEV})
+            self.assertEqual(early.register([register_entry(14)], [good]), [0])
+            crowd[0].send_raw(message(REGISTER, batch([register_entry(15)]), 8), [good])
+            late = self.connection()
+            late.status()
+            late.send_raw(message(INIT, init_body(NODES), 8), [root])
+            for one in (late, crowd[0]):
+                self.assertIn("too many", one.wait_reply(8, timeout=10).text)
+                one.wait_hang_up()
+            waiting = self.connection()
+            waiting.send_raw(message(INIT, init_body(NODES), 8), [root])
+            early.sync()
             other.sync()
             touch(self.path("g"))
             other.sync()
             self.assertLessEqual(len(self.helpers()), 8)
         finally:
             mount.process.send_signal(signal.SIGCONT)
+        # What waited is answered as soon as there is room.
+        self.assertEqual(waiting.wait_reply(8).error, 0)
+        for one in (early, waiting, *crowd[1:]):
+            one.close()
         fusefs.wait_until(lambda: not self.helpers(), "the helpers have ended")
         fusefs.wait_until(lambda: len(self.daemon.descriptors()) <= before,
                           "the descriptors are closed")

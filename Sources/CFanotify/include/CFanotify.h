@@ -138,6 +138,9 @@ enum { hw_descriptors_max = 253 }; /* SCM_MAX_FD */
 struct hw_received hw_receive(int socket, void *buffer, size_t size,
 			      int *descriptors, bool none);
 
+/* Whether the next packet has descriptors; it stays in the socket. */
+bool hw_next_has_descriptors(int socket);
+
 /*
  * Closes descriptors in a child process that has its own copy of the memory and
  * shares the table of descriptors (CLONE_FILES), and then ends: close() sleeps in it

@@ -9,22 +9,33 @@ import Glibc
 /// close at once is closed by a helper: a process that shares the table of
 /// descriptors and nothing else, and ends when it is done.
 ///
-/// A helper that sleeps keeps its descriptors, and those that its user sends meanwhile
-/// are counted with them: `isFull` says when no more may be received.
+/// A helper that sleeps keeps its descriptors, and those that its session and its user
+/// send meanwhile are counted with them: `admits` says when a session's next ones have to
+/// wait. Who has none there waits last.
 final class DescriptorCloser {
-  /// Helpers of a uid that run at the same time.
+  /// Whose descriptors they are. A session that begins later has a larger number.
+  struct Sender {
+    let uid: UInt32
+    let session: UInt64
+  }
+
+  /// Descriptors that helpers have or that wait for one; a packet may bring 253 more.
+  static let descriptorsPerSession = 256
+  static let descriptorsPerUser = 2048
+  /// What sessions may bring that had none there when their user had too many.
+  static let reservePerUser = 2048
+  /// Helpers that run at the same time.
+  static let helpersPerSession = 2
   static let helpersPerUser = 8
   /// A process for each packet would cost more than the packet: what comes within this
   /// time goes to one, unless it is many.
   private static let gatherMicroseconds: UInt64 = 5000
   private static let many = 128
   private static let retryMicroseconds: UInt64 = 250_000
-  /// Descriptors of a uid that helpers have or that wait for one; a packet may bring
-  /// 253 more.
-  static let descriptorsPerUser = 512
 
   private struct Helper {
     let pid: Int32
+    let session: UInt64
     let count: Int
     /// Tells its end; nil where that could not be had.
     var pidfd: (list: DescriptorList, source: any LoopSource)?
@@ -32,8 +43,25 @@ final class DescriptorCloser {
 
   private struct User {
     var helpers: [Helper] = []
-    var waiting: [Int32] = []
-    var held: Int { helpers.reduce(waiting.count) { $0 + $1.count } }
+    var waiting: [UInt64: [Int32]] = [:]
+    /// The first session that did not exist when the user had too many; nil: it has not.
+    var fullFrom: UInt64?
+
+    var held: Int {
+      waiting.values.reduce(helpers.reduce(0) { $0 + $1.count }) { $0 + $1.count }
+    }
+
+    func held(by session: UInt64) -> Int {
+      helpers.reduce(waiting[session]?.count ?? 0) { $0 + ($1.session == session ? $1.count : 0) }
+    }
+
+    func admits(_ session: UInt64) -> Bool {
+      let own = held(by: session)
+      guard own < DescriptorCloser.descriptorsPerSession else { return false }
+      guard let fullFrom else { return true }
+      return own == 0 && session < fullFrom
+        && held < DescriptorCloser.descriptorsPerUser + DescriptorCloser.reservePerUser
+    }
   }
 
   private let loop: any EventLoop
@@ -41,6 +69,10 @@ final class DescriptorCloser {
   private var isArmed = false
   /// Whether close(2) of such an object is known to wait for nobody.
   var isLocal: (Syscall.Status) -> Bool = { _ in false }
+  /// The number of the next session.
+  var nextSession: () -> UInt64 = { .max }
+  /// Called when some of a user's have been closed, never from within a call.
+  var released: (_ uid: UInt32) -> Void = { _ in }
   private var users: [UInt32: User] = [:]
 
   init(loop: any EventLoop) throws(SystemError) {
@@ -55,32 +87,32 @@ final class DescriptorCloser {
     timer.cancel()
     for user in users.values {
       for helper in user.helpers { helper.pidfd?.source.cancel() }
-      _ = start(user.waiting)
+      for numbers in user.waiting.values { _ = start(numbers) }
     }
   }
 
-  /// Whether this user's descriptors are to be left to the kernel, which drops those that
-  /// there is no room for without asking anybody.
-  func isFull(_ uid: UInt32) -> Bool {
-    guard holdsMany(uid) else { return false }
-    reap(uid)
-    return holdsMany(uid)
+  /// Whether descriptors of this sender are to be received now.
+  func admits(_ sender: Sender) -> Bool {
+    guard let user = users[sender.uid], !user.admits(sender.session) else { return true }
+    reap(sender.uid)
+    return users[sender.uid]?.admits(sender.session) ?? true
   }
 
-  private func holdsMany(_ uid: UInt32) -> Bool {
-    users[uid].map { $0.held >= Self.descriptorsPerUser } ?? false
-  }
-
-  func close(_ numbers: [Int32], of uid: UInt32) {
+  func close(_ numbers: [Int32], of sender: Sender) {
     let slow = numbers.filter { number in
       guard closesAtOnce(number) else { return true }
       _ = Glibc.close(number)
       return false
     }
     guard !slow.isEmpty else { return }
-    users[uid, default: User()].waiting += slow
-    if users[uid].map({ $0.waiting.count >= Self.many }) == true { return reap(uid) }
-    arm(afterMicroseconds: Self.gatherMicroseconds)
+    var user = users[sender.uid] ?? User()
+    user.waiting[sender.session, default: []] += slow
+    if user.fullFrom == nil && user.held >= Self.descriptorsPerUser { user.fullFrom = nextSession() }
+    users[sender.uid] = user
+    if user.waiting[sender.session, default: []].count >= Self.many { reap(sender.uid) }
+    if users[sender.uid]?.waiting.isEmpty == false {
+      arm(afterMicroseconds: Self.gatherMicroseconds)
+    }
   }
 
   private func arm(afterMicroseconds microseconds: UInt64) {
@@ -91,7 +123,7 @@ final class DescriptorCloser {
 
   private func gathered() {
     isArmed = false
-    for uid in Array(users.keys) { reap(uid) }
+    for uid in Array(users.keys) where reap(uid) { released(uid) }
   }
 
   /// An O_PATH descriptor has nothing to flush.
@@ -102,9 +134,12 @@ final class DescriptorCloser {
     return isLocal(status)
   }
 
-  /// Forgets the helpers that have ended, and gives what waits to a new one.
-  private func reap(_ uid: UInt32) {
-    guard var user = users[uid] else { return }
+  /// Forgets the helpers that have ended, and gives what waits to new ones. Returns
+  /// whether some had ended.
+  @discardableResult
+  private func reap(_ uid: UInt32) -> Bool {
+    guard var user = users[uid] else { return false }
+    let before = user.helpers.count
     user.helpers.removeAll { helper in
       var status: Int32 = 0
       let ended = unsafe waitpid(helper.pid, &status, WNOHANG)
@@ -113,17 +148,26 @@ final class DescriptorCloser {
       helper.pidfd?.source.cancel()
       return true
     }
-    if !user.waiting.isEmpty && user.helpers.count < Self.helpersPerUser {
-      let pid = start(user.waiting)
-      if pid > 0 {
-        user.helpers.append(Helper(pid: pid, count: user.waiting.count, pidfd: watch(pid, uid)))
-        user.waiting = []
-      } else {
+    let hasReleased = user.helpers.count < before
+    for session in user.waiting.keys.sorted() {
+      guard user.helpers.count < Self.helpersPerUser else { break }
+      guard user.helpers.count(where: { $0.session == session }) < Self.helpersPerSession,
+        let numbers = user.waiting[session]
+      else { continue }
+      let pid = start(numbers)
+      guard pid > 0 else {
         // There is no process to be had now (EAGAIN, ENOMEM).
         arm(afterMicroseconds: Self.retryMicroseconds)
+        break
       }
+      user.helpers.append(
+        Helper(pid: pid, session: session, count: numbers.count, pidfd: watch(pid, uid)))
+      user.waiting[session] = nil
     }
-    users[uid] = user.held == 0 ? nil : user
+    let held = user.held
+    if held < Self.descriptorsPerUser { user.fullFrom = nil }
+    users[uid] = held == 0 ? nil : user
+    return hasReleased
   }
 
   /// A helper for these; its pid, or a negative errno.
@@ -140,7 +184,8 @@ final class DescriptorCloser {
     guard number >= 0 else { return nil }
     let list = DescriptorList([number])
     let source = try? loop.watch(number, for: .readable, priority: .idle) { [weak self] _ in
-      self?.reap(uid)
+      guard let self, reap(uid) else { return }
+      released(uid)
     }
     return source.map { (list, $0) }
   }

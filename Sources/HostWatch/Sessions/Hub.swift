@@ -64,6 +64,10 @@ public final class Hub {
     closer.isLocal = { [unowned self] status in
       filesystems[status.device]?.closesAtOnce(status) ?? false
     }
+    closer.nextSession = { [unowned self] in nextSession }
+    closer.released = { [unowned self] uid in
+      for session in Array(sessions.values) where session.peer.uid == uid { session.receiveAgain() }
+    }
     housekeeping = try loop.timer(priority: .normal) { [unowned self] in keepHouse() }
     resyncTimer = try loop.timer(priority: .normal) { [unowned self] in stepResyncs() }
     try watchMountTable()
@@ -241,12 +245,13 @@ public final class Hub {
       session.end("it did not say INIT within \(HW_INIT_TIMEOUT_SECONDS) seconds")
     }
     endStalled(now)
+    for session in Array(sessions.values) { session.receiveAgain() }
     if isShuttingDown && now - shutDownStarted >= limit {
       for session in Array(sessions.values) { session.end("it did not read what was left") }
       return finishShutDown()
     }
     if isShuttingDown || hasStalledSessions || isMountTableUnknown
-      || sessions.values.contains(where: { !$0.isAttached })
+      || sessions.values.contains(where: { !$0.isAttached || $0.waitsForCloser })
     {
       armHousekeeping()
     }

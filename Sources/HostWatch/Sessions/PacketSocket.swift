@@ -29,20 +29,23 @@ import Glibc
   ///
   /// - Parameters:
   ///   - closer: closes the descriptors that come with it, once nobody needs them.
-  ///   - uid: whose they are.
-  func receive(from socket: Int32, closer: DescriptorCloser, uid: UInt32) -> Outcome {
+  ///   - sender: whose they are.
+  ///   - admitted: whether descriptors are received; otherwise the kernel drops them,
+  ///     without asking anybody.
+  func receive(
+    from socket: Int32, closer: DescriptorCloser, sender: DescriptorCloser.Sender, admitted: Bool
+  ) -> Outcome {
     var numbers = [Int32](repeating: -1, count: Int(hw_descriptors_max))
     // The array has room for as many descriptors as the kernel passes.
     let received = unsafe numbers.withUnsafeMutableBufferPointer {
-      unsafe hw_receive(
-        socket, buffer, PacketReceiver.capacity, $0.baseAddress, closer.isFull(uid))
+      unsafe hw_receive(socket, buffer, PacketReceiver.capacity, $0.baseAddress, !admitted)
     }
     if received.size < 0 {
       let code = Int32(-received.size)
       return code == EAGAIN ? .nothing : .failed(SystemError("recvmsg", code))
     }
     numbers.removeLast(numbers.count - Int(received.descriptor_count))
-    let descriptors = DescriptorList(numbers, closer: closer, uid: uid)
+    let descriptors = DescriptorList(numbers, closer: closer, sender: sender)
     if received.size == 0 { return .hangUp }
     count = min(received.size, PacketReceiver.capacity)
     return received.truncated || received.descriptors_lost
@@ -63,25 +66,22 @@ final class DescriptorList {
   let numbers: [Int32]
   /// All have been found to be of a filesystem where close(2) waits for nobody.
   var closeAtOnce = false
-  private let closer: DescriptorCloser?
-  private let uid: UInt32
+  private let owner: (closer: DescriptorCloser, sender: DescriptorCloser.Sender)?
 
   /// Descriptors that this process has opened itself.
   init(_ numbers: [Int32]) {
     self.numbers = numbers
-    closer = nil
-    uid = 0
+    owner = nil
   }
 
-  /// Descriptors that a user has sent.
-  init(_ numbers: [Int32], closer: DescriptorCloser, uid: UInt32) {
+  /// Descriptors that a peer has sent.
+  init(_ numbers: [Int32], closer: DescriptorCloser, sender: DescriptorCloser.Sender) {
     self.numbers = numbers
-    self.closer = closer
-    self.uid = uid
+    owner = (closer, sender)
   }
 
   deinit {
-    if let closer, !closeAtOnce { return closer.close(numbers, of: uid) }
+    if let owner, !closeAtOnce { return owner.closer.close(numbers, of: owner.sender) }
     for number in numbers { _ = close(number) }
   }
 }

@@ -54,6 +54,9 @@ import Glibc
   /// Since when the client takes nothing of what is queued while its requests
   /// wait, in monotonic microseconds.
   private(set) var stalledSince: UInt64?
+  /// Since when requests with descriptors wait, as too many are still being closed.
+  private var crowdedSince: UInt64?
+  private(set) var waitsForCloser = false
   private var wantsWritable = false
   private var isInputPaused = false
   var resync: Resync?
@@ -101,6 +104,8 @@ import Glibc
   /// Packets dealt with in one turn of the loop, so that others have theirs.
   private static let packetsPerTurn = 32
   private static let earlyLimit = 1
+  /// How long a request waits for the peer's descriptors to be closed.
+  private static let crowdedPatience: UInt64 = 3_000_000
 
   func becameReady(_ readiness: Readiness) {
     if readiness.contains(.writable) { flush() }
@@ -116,23 +121,49 @@ import Glibc
   }
 
   private func receive() {
+    let sender = DescriptorCloser.Sender(uid: peer.uid, session: id)
     for _ in 0..<Self.packetsPerTurn {
       guard !isEnded, !isClosing, canReply else { break }
-      switch hub.receiver.receive(from: socket.rawValue, closer: hub.closer, uid: peer.uid) {
+      let isAdmitted = hub.closer.admits(sender)
+      if isAdmitted { crowdedSince = nil }
+      waitsForCloser = !isAdmitted && mustWaitForCloser()
+      guard !waitsForCloser else { break }
+      switch hub.receiver.receive(
+        from: socket.rawValue, closer: hub.closer, sender: sender, admitted: isAdmitted)
+      {
       case .nothing: return flush()
       case .hangUp: return end("the peer hung up")
       case .failed(let error): return end("\(error)")
       case .tooLarge:
         violate(
           .malformed(
-            """
-            The packet is longer than 131,072 bytes, or its descriptors could not be received: \
-            there was no room, or too many of this user's are still being closed.
-            """))
+            isAdmitted
+              ? "The packet is longer than 131,072 bytes, or there was no room for its descriptors."
+              : """
+              The packet's descriptors were not received: too many of this connection's or this \
+              user's are still being closed, which takes as long as the servers of their files like.
+              """))
       case .packet(let descriptors): handlePacket(descriptors)
       }
     }
     flush()
+  }
+
+  /// The next packet has descriptors, and there is still time for others to be closed.
+  private func mustWaitForCloser() -> Bool {
+    guard hw_next_has_descriptors(socket.rawValue) else { return false }
+    let now = Syscall.monotonicMicroseconds()
+    let since = crowdedSince ?? now
+    crowdedSince = since
+    hub.armHousekeeping()
+    return now - since < Self.crowdedPatience
+  }
+
+  /// Some of the user's descriptors have been closed, or time has passed.
+  func receiveAgain() {
+    guard waitsForCloser else { return }
+    waitsForCloser = false
+    receive()
   }
 
   /// There is room for the answer to whatever comes next, and no earlier
@@ -243,8 +274,9 @@ import Glibc
   /// room for replies.
   private func adjustReadiness() {
     let writable = !isDrained
-    let paused = !canReply || isClosing
-    if !(writable && paused) {
+    let cannotReply = !canReply || isClosing
+    let paused = cannotReply || waitsForCloser
+    if !(writable && cannotReply) {
       stalledSince = nil
     } else if stalledSince == nil {
       stalledSince = Syscall.monotonicMicroseconds()
