@@ -107,7 +107,9 @@ final class DescriptorCloser {
     guard !slow.isEmpty else { return }
     var user = users[sender.uid] ?? User()
     user.waiting[sender.session, default: []] += slow
-    if user.fullFrom == nil && user.held >= Self.descriptorsPerUser { user.fullFrom = nextSession() }
+    if user.fullFrom == nil && user.held >= Self.descriptorsPerUser {
+      user.fullFrom = nextSession()
+    }
     users[sender.uid] = user
     if user.waiting[sender.session, default: []].count >= Self.many { reap(sender.uid) }
     if users[sender.uid]?.waiting.isEmpty == false {
