@@ -2,6 +2,7 @@
 """Clients that mean harm beside one that does not: it misses nothing, and the
 daemon is afterwards what it was before."""
 
+import contextlib
 import errno
 import os
 import random
@@ -13,6 +14,7 @@ import sys
 import time
 
 import fusefs
+import scratch
 from daemon import Daemon, DaemonTest, table, touch
 from histories import Watch, Writer
 from hostwatch import (INIT, NODES, REGISTER, SYNC, Refused, batch, init_body, message,
@@ -178,6 +180,41 @@ class SlowToClose(DaemonTest):
         self.assertEqual(other.register([register_entry(12)], [good]), [0])
         os.close(good)
         os.close(fd)
+
+
+class Unmounted(DaemonTest):
+    """Roots on mounts that are in no mount table the daemon sees."""
+
+    def test_behind_a_server_that_does_not_answer(self):
+        mount = Mounted(self.share, self.daemon.socket)
+        self.addCleanup(mount.stop)
+        fd = os.open(mount.path, os.O_PATH)
+        self.addCleanup(os.close, fd)
+        mount.process.send_signal(signal.SIGSTOP)
+        try:
+            subprocess.run(["umount", "-l", mount.path], check=True)
+            client = self.daemon.connect()
+            self.addCleanup(client.close)
+            with self.assertRaises(Refused) as refused:
+                client.init(fd=fd)
+            self.assertEqual(refused.exception.errno, errno.ENODEV)
+            self.session().sync()
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
+
+    def test_on_local_filesystems(self):
+        for kind in scratch.KINDS:
+            with self.subTest(kind), contextlib.ExitStack() as stack:
+                mount = scratch.Mount(kind)
+                stack.callback(mount.remove)
+                root = os.open(mount.path, os.O_PATH)
+                stack.callback(os.close, root)
+                mount.unmount(lazily=True)
+                client = self.daemon.connect()
+                stack.callback(client.close)
+                client.init(fd=root)
+                touch(f"/proc/self/fd/{root}/f")
+                self.assertIn(b"f", [event.name for event in client.sync()])
 
 
 class StalledServiceManager(DaemonTest):

@@ -16,7 +16,7 @@ extension Hub {
     if let known = filesystems.values.first(where: { $0.knows(device: status.device) }) {
       return known
     }
-    try refuseRemote(status)
+    try refuseRemote(descriptor, status)
     do {
       let made = try WatchedFilesystem(directory: descriptor, report: report)
       if let known = filesystems[made.device] { return known }
@@ -45,7 +45,7 @@ extension Hub {
 
   /// A server behind FUSE or a network may never answer, and the calls that would
   /// find out whether the filesystem can be watched wait for it.
-  private func refuseRemote(_ status: Syscall.Status) throws(Refusal) {
+  private func refuseRemote(_ descriptor: Int32, _ status: Syscall.Status) throws(Refusal) {
     let table: [MountTable.Entry]
     do throws(SystemError) {
       table = try MountTable.entries()
@@ -54,12 +54,32 @@ extension Hub {
     }
     let entry =
       table.first { $0.id == status.mountID } ?? table.first { $0.device == status.device }
-    guard let type = entry.map({ String(decoding: $0.type, as: UTF8.self) }) else { return }
+    guard let type = entry.map({ String(decoding: $0.type, as: UTF8.self) }) else {
+      return try refuseUnknown(descriptor, status)
+    }
     guard MountTable.isRemote(type) else { return }
     throw Refusal(
       ENODEV,
       "\(type): the filesystem is behind another server; share the filesystem that is behind it, on its own host."
     )
+  }
+
+  /// Of a mount in another namespace, or in none, nothing tells the filesystem's type
+  /// without asking the filesystem, but for the form of its handles, which the kernel
+  /// makes without asking a server. What is on a block device is local.
+  private func refuseUnknown(_ descriptor: Int32, _ status: Syscall.Status) throws(Refusal) {
+    guard gnu_dev_major(dev_t(status.device)) == 0 else { return }
+    do throws(SystemError) {
+      guard try !Syscall.handle(of: descriptor).isOfLocalFilesystem else { return }
+    } catch {
+      throw Refusal(error.code, "The root has no file handle: \(error).")
+    }
+    throw Refusal(
+      ENODEV,
+      """
+      The directory's filesystem is not mounted where the daemon runs, and its handles are not those \
+      of a local one: it may be behind another server.
+      """)
   }
 
   func releaseIfUnused(_ filesystem: WatchedFilesystem) {
