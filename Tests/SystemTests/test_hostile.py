@@ -217,6 +217,43 @@ class Unmounted(DaemonTest):
                 self.assertIn(b"f", [event.name for event in client.sync()])
 
 
+class FilesystemsOfAUser(DaemonTest):
+    """The kernel's groups are few; whoever may make a user namespace can mount as many
+    filesystems as he likes."""
+
+    config = table(daemon={"socket_mode": "0666"}, limits={"filesystems_per_user": 2})
+
+    def test_limit(self):
+        roots = []
+        for _ in range(3):
+            mount = scratch.Mount("tmpfs")
+            self.addCleanup(mount.remove)
+            roots.append(os.open(mount.path, os.O_RDONLY))
+            self.addCleanup(os.close, roots[-1])
+
+        def begin(root):
+            client = self.daemon.unprivileged()
+            self.addCleanup(client.close)
+            client.init(fd=root)
+            return client
+
+        clients = [begin(root) for root in roots[:2]]
+        begin(roots[0]).close()
+        with self.assertRaises(Refused) as refused:
+            begin(roots[2])
+        self.assertEqual(refused.exception.errno, errno.EUSERS)
+        self.assertIn("filesystems-per-user", str(refused.exception))
+        self.session(root=mount.path).sync()  # root's do not count
+        clients.pop().close()
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                begin(roots[2]).sync()
+                break
+            except Refused:
+                self.assertLess(time.monotonic(), deadline, "one that has ended counts still")
+
+
 class StalledServiceManager(DaemonTest):
     """What the service manager does not read must not keep the daemon from reading."""
 

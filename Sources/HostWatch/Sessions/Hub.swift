@@ -199,6 +199,23 @@ public final class Hub {
     }
   }
 
+  /// The kernel has fanotify groups for some 128 filesystems, and whoever may make a user
+  /// namespace can mount as many.
+  func checkFilesystemLimit(_ session: Session, device: UInt64) throws(Refusal) {
+    guard !session.isPrivileged else { return }
+    let own = sessions.values.filter { $0.peer.uid == session.peer.uid }.compactMap(\.filesystem)
+      .filter { $0.shareCount == 0 }
+    let known = filesystems.values.first { $0.knows(device: device) }
+    if let known, known.shareCount > 0 || own.contains(where: { $0 === known }) { return }
+    let count = Set(own.map(\.device)).count
+    guard count < limits.filesystemsPerUser else {
+      throw Refusal(
+        EUSERS,
+        "Uid \(session.peer.uid) has sessions on \(count) filesystems without a share already; raise limits.filesystems-per-user."
+      )
+    }
+  }
+
   func started(_ session: Session) {
     report(
       Diagnostic(

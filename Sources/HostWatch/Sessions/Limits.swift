@@ -6,6 +6,8 @@ public struct Limits: Sendable, Equatable {
   public var sessions = Int(HW_SESSIONS_DEFAULT)
   /// Sessions of one unprivileged uid.
   public var sessionsPerUser = Int(HW_SESSIONS_PER_USER_DEFAULT)
+  /// Filesystems without a share that one unprivileged uid has sessions on.
+  public var filesystemsPerUser = Int(HW_FILESYSTEMS_PER_USER_DEFAULT)
   /// Registered nodes of one privileged session.
   public var nodesPerSession = Int(HW_NODES_DEFAULT)
   /// Registered nodes of one session of another user than root.

@@ -59,13 +59,15 @@ extension Session {
         EPERM,
         "TREE by descriptor is for uid 0; ask for a share that the configuration allows you.")
     }
+    let status: Syscall.Status
     do throws(SystemError) {
       if !isPrivileged { try Self.checkReadAccess(descriptor) }
-      let status = try Syscall.status(of: descriptor)
+      status = try Syscall.status(of: descriptor)
       guard status.isDirectory else { throw SystemError("INIT", ENOTDIR) }
     } catch {
       throw Refusal(error.code, rootAdvice(error))
     }
+    try hub.checkFilesystemLimit(self, device: status.device)
     let filesystem = try hub.filesystem(for: descriptor)
     do throws(SystemError) {
       let handle = try Syscall.handle(of: descriptor)

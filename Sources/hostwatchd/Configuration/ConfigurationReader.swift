@@ -123,6 +123,7 @@ struct ConfigurationReader {
     let numbers: [(String, ClosedRange<Int>, WritableKeyPath<Limits, Int>)] = [
       ("sessions", Range.sessions, \.sessions),
       ("sessions-per-user", Range.sessions, \.sessionsPerUser),
+      ("filesystems-per-user", Range.sessions, \.filesystemsPerUser),
       ("nodes-per-session", Range.nodes, \.nodesPerSession),
       ("nodes-per-session-unprivileged", Range.nodes, \.nodesPerSessionUnprivileged),
       ("descriptors-per-user", Range.descriptors, \.descriptorsPerUser),

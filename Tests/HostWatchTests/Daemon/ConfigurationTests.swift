@@ -69,6 +69,7 @@ let testAccounts = Accounts(
       [limits]
       sessions = 10
       sessions-per-user = 2
+      filesystems-per-user = 3
       nodes-per-session = 1000
       nodes-per-session-unprivileged = 0
       queue-per-session = "64KiB"
@@ -92,6 +93,7 @@ let testAccounts = Accounts(
     expected.limits.maxDelayMicroseconds = 500
     expected.limits.sessions = 10
     expected.limits.sessionsPerUser = 2
+    expected.limits.filesystemsPerUser = 3
     expected.limits.nodesPerSession = 1000
     expected.limits.nodesPerSessionUnprivileged = 0
     expected.limits.queuePerSession = 65_536
