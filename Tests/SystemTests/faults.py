@@ -30,6 +30,7 @@ ERRNOS = {
     "bind": ("ENOMEM", "ENOSPC", "EIO"),
     "capget": ("EPERM",),
     "capset": ("EPERM",),
+    "clone": ("EAGAIN", "ENOMEM"),
     "connect": ("ENOMEM", "EINTR"),
     "epoll_create1": ("EMFILE", "ENOMEM"),
     "epoll_ctl": ("ENOMEM", "ENOSPC"),

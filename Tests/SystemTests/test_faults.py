@@ -4,16 +4,21 @@ and no session believes something untrue. `make faults` runs them all."""
 
 import contextlib
 import os
+import re
+import select
 import signal
+import socket
+import subprocess
+import threading
 import time
 import unittest
 
 import faults
 import scratch
-from daemon import REPOSITORY, binary, table, touch, write
+from daemon import REPOSITORY, Daemon, binary, table, touch, write
 from faults import ERRNOS, Fault, TracedDaemon, Violation, World, judge_end, read_sites
 from managed import ManagedDaemon
-from hostwatch import NODES, TREE, WANT_PATH
+from hostwatch import NODES, TREE, WANT_PATH, Client, HungUp, register_entry
 from runner import read_limit
 
 SHOW = "HOSTWATCH_FAULTS_SHOW" in os.environ
@@ -100,13 +105,31 @@ def remove(world):
     os.rmdir(world.path("share/tree"))
 
 
+def close_slowly(world):
+    """What is of no filesystem is closed by a helper."""
+    ours, theirs = os.pipe()
+    try:
+        with contextlib.suppress(HungUp, ConnectionError):  # check() looks why
+            Client.register(world.parties[1].client, [register_entry(1 << 40)], [ours])
+        os.close(ours)
+        ours = None
+        poll = select.poll()
+        poll.register(theirs, 0)
+        if not poll.poll(faults.PATIENCE * 1000):
+            raise Violation("the descriptor is not closed")
+    finally:
+        os.close(theirs)
+        if ours is not None:
+            os.close(ours)
+
+
 def reload(world):
     """A share more, and one less; the count of reloads says when it is done."""
     world.reload(("share", "outside"))
     world.reload(("share",))
 
 
-STEPS = (make_names, move, move_in_and_out, merge, temporary, remove)
+STEPS = (make_names, move, move_in_and_out, merge, temporary, close_slowly, remove)
 
 
 class FaultWorld(World):
@@ -259,6 +282,23 @@ def outcome(world, verdict):
     return "told" if world.is_told else "silent"
 
 
+def eventually(condition):
+    end = time.monotonic() + faults.PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("not in time")
+        time.sleep(0.01)
+
+
+def drain(journal, heard):
+    """Entries as journald takes them: a datagram, or a sealed file that comes with one."""
+    while (packet := socket.recv_fds(journal, 1 << 20, 4))[0] != b"END":
+        heard.append(packet[0])
+        for fd in packet[1]:
+            heard.append(os.pread(fd, 1 << 20, 0))
+            os.close(fd)
+
+
 class Faults(unittest.TestCase):
     limit = 3600 if ALL else 120
     # Sites that an earlier scenario has shown.
@@ -345,3 +385,63 @@ class Faults(unittest.TestCase):
 
     def test_4_taking_up(self):
         self.inject("taking up", lambda world: hand_over(world, 1))
+
+    def test_5_the_journal(self):
+        """Whatever becomes of its messages, the daemon serves."""
+        subprocess.run(["mount", "-t", "tmpfs", "journal", "/run/systemd"], check=True)
+        self.addCleanup(subprocess.run, ["umount", "-l", "/run/systemd"], check=True)
+        os.mkdir("/run/systemd/journal")
+        path = "/run/systemd/journal/socket"
+
+        def life(inject=""):
+            """Its trace."""
+            with contextlib.closing(FaultWorld(self.mount)) as world:
+                world.daemon = daemon = Daemon(config=configuration(world), start=False,
+                                               arguments=["--log-target", "journal"])
+                trace = os.path.join(daemon.directory, "trace")
+                daemon.command = ["strace", "-D", "-q", "-s", "1000", "-o", trace, "-e", "trace=sendto",
+                                  *(("-e", f"inject=sendto:{inject}") if inject else ()),
+                                  *daemon.command]
+                daemon.start()
+                serve(world)
+                end(world)
+                self.assertEqual(daemon.exit_status, 0)
+                with open(trace, encoding="utf-8") as file:
+                    return file.read().splitlines()
+
+        with self.subTest("there is none"):
+            life()
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as journal:
+            journal.bind(path)
+            with self.subTest("it does not read"):
+                self.assertTrue(any("EAGAIN" in line for line in life()))
+            heard = []
+            reader = threading.Thread(target=drain, args=(journal, heard))
+            reader.start()
+            try:
+                with self.subTest("it reads"):
+                    calls = [line for line in life() if line.startswith("sendto")]
+                ready = next(at for at, line in enumerate(calls) if "READY=1" in line)
+                for name in ERRNOS["sendto"] + ("EAGAIN", "ENOBUFS", "EPIPE"):
+                    # READY=1 is sent in the same way, and has to get there.
+                    with self.subTest(name):
+                        failed = life(f"error={name}:when={ready + 2}+")
+                        self.assertGreater(sum("(INJECTED)" in line for line in failed), 5)
+                with self.subTest("it misses some"):
+                    life(f"error=EAGAIN:when={ready + 2}..{ready + 5}")
+                with self.subTest("too large for a datagram"):
+                    before = len(heard)
+                    life(f"error=EMSGSIZE:when={ready + 2}+")
+                    eventually(lambda: b"MESSAGE=hostwatchd stopped" in heard[-1][:26])
+                    self.assertEqual(heard[-2], b"")
+                    self.assertGreater(len(heard), before + 5)
+            finally:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+                    last.sendto(b"END", path)
+                reader.join()
+        text = b"".join(heard)
+        for wanted in (rb"MESSAGE=The share", rb"HOSTWATCH_SHARE=share\n",
+                       rb"MESSAGE=The journal did not take \d+ messages"):
+            self.assertTrue(re.search(wanted, text), wanted)
+        with self.subTest("it has gone"):  # ECONNREFUSED
+            life()

@@ -13,7 +13,7 @@ enum HandOverSocket {
   private static let largestState = 8 << 30
 
   static func make(_ handOver: HandOver) throws(SystemError) -> OwnedDescriptor {
-    let memory = try file(handOver.state)
+    let memory = try sealedFile(handOver.state, name: "hostwatchd-state")
     var pair: [Int32] = [-1, -1]
     // The array has two places.
     let result = unsafe pair.withUnsafeMutableBufferPointer {
@@ -34,25 +34,6 @@ enum HandOverSocket {
       start += part.count
     }
     return reader
-  }
-
-  private static func file(_ bytes: [UInt8]) throws(SystemError) -> OwnedDescriptor {
-    let number = unsafe hw_memfd("hostwatchd-state")
-    guard number >= 0 else { throw SystemError("memfd_create", -number) }
-    let file = OwnedDescriptor(number)
-    var written = 0
-    while written < bytes.count {
-      // At most what is left of the array is read from it.
-      let result = unsafe bytes.withUnsafeBytes {
-        unsafe write(file.rawValue, $0.baseAddress! + written, $0.count - written)
-      }
-      if result < 0 && errno == EINTR { continue }
-      guard result > 0 else { throw SystemError("write(memfd)", errno) }
-      written += result
-    }
-    let sealed = hw_seal(file.rawValue)
-    guard sealed >= 0 else { throw SystemError("fcntl(F_ADD_SEALS)", -sealed) }
-    return file
   }
 
   /// The state and the descriptors, or what is wrong with them.

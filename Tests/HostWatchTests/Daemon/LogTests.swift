@@ -44,6 +44,13 @@ import Testing
     #expect(fields.last == "HOSTWATCH_SHARE=x\nPRIORITY=0")
   }
 
+  @Test func aValueWithANewlineGoesWithItsLength() {
+    let bytes = JournalLog.datagram(of: ["A=b=c", "M=x\nPRIORITY=0", "E="])
+    let length: [UInt8] = [12, 0, 0, 0, 0, 0, 0, 0]
+    #expect(
+      bytes == Array("A=b=c\nM\n".utf8) + length + Array("x\nPRIORITY=0\nE=\n".utf8))
+  }
+
   @Test func unknownKeysBecomeFieldsOfOurs() {
     #expect(LogField.journalName(forKey: "odd key=\n") == "HOSTWATCH_ODD_KEY__")
     #expect(LogField.journalName(forKey: String(repeating: "k", count: 99)).utf8.count == 64)
