@@ -77,10 +77,11 @@ extension Session {
     return unsafe poll(&ready, 1, 0) > 0 && ready.revents & hangUp != 0
   }
 
-  /// Descriptors in packets that have not been received (Linux 5.6; 0 before).
+  /// Descriptors in packets that have not been received (Linux 5.6; 0 before). Where it
+  /// cannot be looked, as there is no descriptor left for that, there may be some: 1.
   var descriptorsInSocket: Int {
     let path = "/proc/self/fdinfo/\(socket.rawValue)"
-    guard let text = try? Syscall.contents(of: path) else { return 0 }
+    guard let text = try? Syscall.contents(of: path) else { return 1 }
     for line in String(decoding: text, as: UTF8.self).split(separator: "\n")
     where line.hasPrefix("scm_fds:") {
       return Int(line.dropFirst("scm_fds:".count).trimmingPrefix { $0 == " " || $0 == "\t" }) ?? 0
