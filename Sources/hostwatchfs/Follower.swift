@@ -160,8 +160,7 @@ import HostWatch
       leaveStep(why)
     case HOSTWATCH_IN_STEP: enterStep()
     case HOSTWATCH_REGISTER_FAILED:
-      unsafe view.setFollowing(event.node.nodeid, .refused(-event.error))
-      unsafe invalidator.invalidate(event.node.nodeid, attributesOnly: false)
+      unsafe leave(event.node.nodeid, .refused(-event.error))
     case HOSTWATCH_DETACHED:
       log.warning(unsafe "hostwatchd ended the session: \(Self.reason(event.reason))")
     default: break  // OUT_OF_STEP and IN_STEP say what matters.
@@ -193,23 +192,47 @@ import HostWatch
     applier.inStep()
   }
 
+  /// Nobody tells of a node's changes from here on: nothing of it stays cached.
+  private func leave(_ id: UInt64, _ following: View.Following) {
+    view.setFollowing(id, following)
+    invalidator.invalidate(id, attributesOnly: false)
+  }
+
   /// Registers every node in a new session; 0, or a negative errno if the
   /// connection was lost meanwhile.
   private func registerAll(_ since: timespec) -> Int32 {
     let ids = view.allIDs.filter { $0 != View.root }
+    var unfollowed: [Int32: Int] = [:]
+    defer {
+      for (code, count) in unfollowed {
+        log.warning(
+          "\(count) objects could not be opened to register them again (errno \(code)); they are not cached until they are looked up"
+        )
+      }
+    }
     for start in stride(from: 0, to: ids.count, by: Int(HW_REGISTER_MAX)) {
       var batch: [Daemon.Registration] = []
       for id in ids[start..<min(start + Int(HW_REGISTER_MAX), ids.count)] {
         guard let node = view.node(id) else { continue }
-        if let descriptor = try? backing.open(node) {
-          batch.append(.init(descriptor: descriptor, node: id, since: since))
-        } else {
-          unsafe gone.append(id)
+        do throws(Failure) {
+          batch.append(.init(descriptor: try backing.open(node), node: id, since: since))
+        } catch {
+          if error.code == ESTALE {
+            unsafe gone.append(id)
+          } else {
+            // It is there: whoever looks it up next registers it.
+            unfollowed[error.code, default: 0] += 1
+            leave(id, .pending)
+          }
         }
       }
       for (status, registration) in zip(daemon.register(batch), batch) {
         if [-ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM].contains(status) { return status }
-        view.setFollowing(registration.node, status == 0 ? .yes : .refused(-status))
+        if status == 0 {
+          view.setFollowing(registration.node, .yes)
+        } else {
+          leave(registration.node, .refused(-status))
+        }
         // Forgotten while it was registered: nobody else would end it.
         if view.node(registration.node) == nil { daemon.forget([registration.node]) }
       }

@@ -4,6 +4,7 @@
 import errno
 import json
 import os
+import resource
 import random
 import shutil
 import signal
@@ -437,6 +438,42 @@ class FailureTest(MountTest):
             fs.sync()
             self.assertEqual(os.fstat(file.fileno()).st_size, 5)
             self.assertEqual(read(here), b"after")
+
+    def test_descriptors_for_some_only(self):
+        """What cannot be opened to be registered again is not taken for gone, nor cached
+        without being followed."""
+        daemon = Daemon()
+        self.addCleanup(daemon.kill)
+        fs = fusefs.HostwatchFS(self.share, daemon.socket, self.options)
+        self.addCleanup(fs.kill)
+        names = [f"f{number}" for number in range(60)]
+        held = {}  # so that the kernel does not forget them
+        for name in names:
+            write(self.path(name), b"1")
+            held[name] = os.open(os.path.join(fs.path, name), os.O_PATH)
+            self.addCleanup(os.close, held[name])
+        daemon.kill()
+        fusefs.wait_until(lambda: fs.status()["state"] == "out-of-step", "out of step")
+        pid = fs.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        # Room for sixteen more.
+        used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+        limit = [number for number in range(4096) if number not in used][16]
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+        daemon.start()
+        fusefs.wait_until(lambda: "in step with hostwatchd again" in fs.log(), "in step", 20)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        for size in (2, 3):
+            for name in names:
+                self.assertEqual(os.fstat(held[name]).st_size, size - 1, name)
+                write(self.path(name), b"x" * size)
+            fs.sync()
+            for name in names:
+                self.assertEqual(os.fstat(held[name]).st_size, size, name)
+                # It is the same object still.
+                self.assertTrue(os.path.samestat(os.stat(os.path.join(fs.path, name)),
+                                                 os.fstat(held[name])), name)
+        self.assertIn("could not be opened", fs.log())
 
     def test_a_killed_server_leaves_no_hung_mount(self):
         churn = Churn(self.mnt, 1)
