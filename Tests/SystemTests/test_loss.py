@@ -13,8 +13,9 @@ import handles
 import scratch
 from daemon import Daemon, DaemonTest, table, touch, write
 from histories import Server, Watch, Writer, stop
-from hostwatch import (ATTRIB, DELETE_SELF, RECHECK, ROOT, Lost, Record,
-                       Resynced, register_entry)
+from hostwatch import (ATTRIB, CREATE, DELETE_SELF, MOVED_IN, MOVED_OUT, RECHECK, RENAME, ROOT, TREE,
+                       Lost, Record, Resynced, register_entry)
+from model import TreeModel
 from runner import SYSCTL, read_limit
 
 QUEUE = 500  # events in the kernel's queue
@@ -300,6 +301,43 @@ class Loss(PopulationTest):
             self.assertEqual(model.check(), "")
         model.client.close()
         daemon.stop()
+
+
+class LostMoves(LossTest):
+    def test_directories_that_moved_in_a_gap(self):
+        """The daemon does not know either where a directory went while records were lost."""
+        daemon = self.small_queue()
+        came, went = os.path.join(self.outside, "came"), self.path("went")
+        for path in (came, went):
+            os.makedirs(os.path.join(path, "below"))
+        client = daemon.session(self.share, TREE)
+        self.addCleanup(client.close)
+        model = TreeModel(client, self.share)
+        for path in (came, went):  # the daemon has to know where they are
+            touch(os.path.join(path, "below", "f"))
+        self.assertEqual(model.check(), "")
+        stop(daemon)
+        self.fill_queue()
+        os.rename(came, self.path("came"))
+        os.rename(went, os.path.join(self.outside, "went"))
+        daemon.signal(signal.SIGCONT)
+        self.assertEqual(model.check(), "")
+        self.assertTrue(any(isinstance(one, Lost) for one in model.history))
+        def names(change):
+            before = len(model.history)
+            change()
+            self.assertEqual(model.check(), "")
+            return [(one.mask & (CREATE | RENAME), one.flags & (MOVED_IN | MOVED_OUT))
+                    for one in model.history[before:]
+                    if isinstance(one, Record) and one.mask & (CREATE | RENAME)]
+
+        self.assertEqual(names(lambda: touch(self.path("came/below/g"))), [(CREATE, 0)])
+        self.assertEqual(names(lambda: touch(os.path.join(self.outside, "went/below/g"))), [])
+        self.assertEqual(names(lambda: os.rename(os.path.join(self.outside, "went/below"),
+                                                 self.path("came/there"))), [(RENAME, MOVED_IN)])
+        self.assertEqual(names(lambda: os.rename(self.path("came/below"),
+                                                 os.path.join(self.outside, "below"))),
+                         [(RENAME, MOVED_OUT)])
 
 
 class SecondLoss(LossTest):

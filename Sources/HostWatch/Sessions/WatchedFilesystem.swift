@@ -388,6 +388,7 @@ final class WatchedFilesystem {
         .kernelQueueOverflow, .warning,
         "\(name) \(MountTable.text(device)): the kernel's queue of events overflowed; sessions look again at what they hold. Raise fs.fanotify.max_queued_events or queue-events."
       ))
+    for scope in router.scopes { scope.index.forgetAll() }
     for session in Array(sessions.values) { session.lose(UInt32(HW_LOST_KERNEL), since: since) }
   }
 

@@ -180,6 +180,20 @@ struct DirectoryIndex: ~Copyable {
     if entries[Int(index)].children == 0 { remove(index) }
   }
 
+  /// Where the directories are is not known any more: records about them were lost.
+  mutating func forgetAll() {
+    let root = entries[Int(Self.rootIndex)].handle
+    var entry = Entry(handle: root)
+    entry.place = .inside
+    entries = [Entry(handle: root), entry]
+    free = []
+    byHandle = HashIndex()
+    byHandle.insert(hash(root), Self.rootIndex)
+    hand = 2
+    epoch += 1
+    movedInEpoch += 1
+  }
+
   /// Appends the path of an entry inside the share, relative to the root:
   /// empty for the root. False when a name on the way is not known.
   mutating func appendPath(of index: UInt32, to path: inout [UInt8]) -> Bool {
