@@ -276,7 +276,7 @@ class Soak:
             for name, pid in self.pids():
                 now[f"{name} descriptors"] = descriptors(pid)
             if now["sessions"] == len(self.servers) and (
-                    not wanted or all(same(wanted[key], value) for key, value in now.items())):
+                    not wanted or all(same(key, wanted[key], value) for key, value in now.items())):
                 break
             if time.monotonic() > end:
                 break
