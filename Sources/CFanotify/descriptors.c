@@ -35,7 +35,7 @@ int hw_close_elsewhere(const int *descriptors, unsigned int count)
 }
 
 struct hw_received hw_receive(int socket, void *buffer, size_t size,
-			      int *descriptors, bool none)
+			      int *descriptors)
 {
 	struct hw_received received = { 0 };
 	union {
@@ -47,8 +47,7 @@ struct hw_received hw_receive(int socket, void *buffer, size_t size,
 	struct msghdr message = { .msg_iov = &iov,
 				  .msg_iovlen = 1,
 				  .msg_control = control.space,
-				  .msg_controllen =
-					  none ? 0 : sizeof control.space };
+				  .msg_controllen = sizeof control.space };
 	ssize_t got;
 	do
 		got = recvmsg(socket, &message,
@@ -79,17 +78,19 @@ struct hw_received hw_receive(int socket, void *buffer, size_t size,
 	return received;
 }
 
-bool hw_next_has_descriptors(int socket)
+ssize_t hw_look(int socket, void *buffer, size_t size, bool *descriptors)
 {
 	/* Without room for them a look does not install them. */
-	char byte;
-	struct iovec iov = { .iov_base = &byte, .iov_len = sizeof byte };
+	struct iovec iov = { .iov_base = buffer, .iov_len = size };
 	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
 	ssize_t got;
 	do
 		got = recvmsg(socket, &message, MSG_DONTWAIT | MSG_PEEK);
 	while (got < 0 && errno == EINTR);
-	return got >= 0 && (message.msg_flags & MSG_CTRUNC) != 0;
+	if (got < 0)
+		return -errno;
+	*descriptors = (message.msg_flags & MSG_CTRUNC) != 0;
+	return got;
 }
 
 int hw_send_packets(int socket, const struct iovec *packets, unsigned int count)

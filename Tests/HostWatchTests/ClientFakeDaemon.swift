@@ -63,7 +63,7 @@ final class FakeDaemon: Sendable {
       _ = unsafe poll(&ready, 1, -1)
       let got = unsafe buffer.withUnsafeMutableBytes { bytes in
         unsafe descriptors.withUnsafeMutableBufferPointer {
-          unsafe hw_receive(socket, bytes.baseAddress, bytes.count, $0.baseAddress, false)
+          unsafe hw_receive(socket, bytes.baseAddress, bytes.count, $0.baseAddress)
         }
       }
       if got.size == -Int(EAGAIN) { continue }

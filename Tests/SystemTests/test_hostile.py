@@ -16,7 +16,7 @@ import time
 import fusefs
 import scratch
 from daemon import Daemon, DaemonTest, table, touch
-from histories import Watch, Writer
+from histories import Watch, Writer, stop
 from hostwatch import (INIT, NODES, REGISTER, SYNC, Refused, batch, init_body, message,
                        register_entry)
 from mounts import Mounted
@@ -180,6 +180,58 @@ class SlowToClose(DaemonTest):
         self.assertEqual(other.register([register_entry(12)], [good]), [0])
         os.close(good)
         os.close(fd)
+
+
+class SlowToRelease(DaemonTest):
+    """The last close of a file on FUSE writes back what the kernel has cached of it: also of
+    one that was sent and never received."""
+
+    SOURCE = "/usr/share/doc/libfuse3-dev/examples/passthrough_ll.c"
+
+    def cached(self):
+        """libfuse's example server with a cache of writes, on the share."""
+        if not os.path.exists(self.SOURCE):
+            self.skipTest(f"{self.SOURCE} is missing (libfuse3-dev)")
+        program = scratch.new_path("passthrough")
+        flags = subprocess.run(["pkg-config", "--cflags", "--libs", "fuse3"], check=True,
+                               stdout=subprocess.PIPE).stdout.decode().split()
+        scratch.run("cc", "-o", program, self.SOURCE, *flags)
+        where = scratch.new_path("mount")
+        os.mkdir(where)
+        server = subprocess.Popen([program, "-f", "-o", f"writeback,source={self.share}", where])
+
+        def stop():
+            server.send_signal(signal.SIGCONT)
+            subprocess.run(["umount", "-l", where], check=False)
+            server.kill()
+            server.wait()
+
+        self.addCleanup(stop)
+        fusefs.wait_until(lambda: os.path.ismount(where), "it is mounted")
+        return server, where
+
+    def test_a_packet_that_is_not_received(self):
+        server, where = self.cached()
+        touch(self.path("f"))
+        client = self.session()
+        sent = os.open(os.path.join(where, "f"), os.O_RDWR)
+        kept = os.open(os.path.join(where, "f"), os.O_RDWR)
+        other = self.session()
+        other.sync()
+        stop(self.daemon)
+        client.send_raw(b"nonsense")
+        client.send_raw(message(REGISTER, batch([register_entry(10)]), 9), [sent])
+        os.close(sent)
+        os.write(kept, b"x" * 65536)
+        server.send_signal(signal.SIGSTOP)
+        self.daemon.signal(signal.SIGCONT)
+        try:
+            client.wait_hang_up()
+            other.sync()
+            self.session().sync()
+        finally:
+            server.send_signal(signal.SIGCONT)
+        os.close(kept)
 
 
 class Unmounted(DaemonTest):

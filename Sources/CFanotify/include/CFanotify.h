@@ -134,12 +134,14 @@ struct hw_received {
 	unsigned int descriptor_count;
 };
 enum { hw_descriptors_max = 253 }; /* SCM_MAX_FD */
-/* `none`: descriptors are dropped by the kernel, and reported as lost. */
 struct hw_received hw_receive(int socket, void *buffer, size_t size,
-			      int *descriptors, bool none);
+			      int *descriptors);
 
-/* Whether the next packet has descriptors; it stays in the socket. */
-bool hw_next_has_descriptors(int socket);
+/*
+ * The beginning of the next packet, which stays in the socket, and whether it has
+ * descriptors; its size as far as it fits (0 = hang-up), or -errno.
+ */
+ssize_t hw_look(int socket, void *buffer, size_t size, bool *descriptors);
 
 /*
  * Closes descriptors in a child process that has its own copy of the memory and

@@ -117,7 +117,7 @@ extension HostWatchClient {
       let got = unsafe incoming.buffer.withUnsafeMutableBytes { buffer in
         unsafe incoming.descriptors.withUnsafeMutableBufferPointer {
           // Room for hw_descriptors_max, which is what hw_receive needs.
-          unsafe hw_receive(socket, buffer.baseAddress, buffer.count, $0.baseAddress, false)
+          unsafe hw_receive(socket, buffer.baseAddress, buffer.count, $0.baseAddress)
         }
       }
       if got.size == -Int(EAGAIN) { return .success(nil) }

@@ -31,6 +31,13 @@ struct DetachedMount: ~Copyable {
     self.tree = tree
   }
 
+  /// A second descriptor of it, if there is one to be had.
+  func copies() -> [Int32] {
+    // The root is on the clone, which it keeps in use by itself.
+    let number = hw_duplicate(root.rawValue)
+    return number < 0 ? [] : [number]
+  }
+
   /// For a system call made while this lives.
   var descriptor: Int32 { root.rawValue }
 }

@@ -31,14 +31,14 @@ struct FileHandle: Hashable {
     }
   }
 
-  /// Whether it has the form that tmpfs, btrfs, bcachefs or an overlay gives its handles,
-  /// filesystems without a block device that wait for no server (exportfs.h). FUSE, NFS,
+  /// Whether it has the form that tmpfs, btrfs or bcachefs gives its handles, filesystems
+  /// without a block device that wait for no server (exportfs.h). FUSE, NFS,
   /// ceph and others have others.
   var isOfLocalFilesystem: Bool {
     switch raw.type {
     case 0x01: raw.bytes == 12  // FILEID_INO32_GEN, with tmpfs's 64-bit inode numbers
     case 0x4d: raw.bytes == 20  // FILEID_BTRFS_WITHOUT_PARENT
-    case 0xb1, 0xb2, 0xf8: true  // FILEID_BCACHEFS_*, OVL_FILEID_V1
+    case 0xb1, 0xb2: true  // FILEID_BCACHEFS_*
     default: false
     }
   }

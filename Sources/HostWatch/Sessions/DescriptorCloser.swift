@@ -27,6 +27,7 @@ final class DescriptorCloser {
   /// Helpers that run at the same time.
   static let helpersPerSession = 2
   static let helpersPerUser = 8
+  static let helpersInAll = 64
   /// A process for each packet would cost more than the packet: what comes within this
   /// time goes to one, unless it is many.
   private static let gatherMicroseconds: UInt64 = 5000
@@ -117,6 +118,14 @@ final class DescriptorCloser {
     }
   }
 
+  /// Closes the daemon's own descriptors somewhat later: what is given here are copies,
+  /// the originals have been closed by then.
+  func closeLater(_ numbers: [Int32]) {
+    guard !numbers.isEmpty else { return }
+    users[.max, default: User()].waiting[0, default: []] += numbers
+    arm(afterMicroseconds: Self.gatherMicroseconds)
+  }
+
   private func arm(afterMicroseconds microseconds: UInt64) {
     guard !isArmed else { return }
     isArmed = true
@@ -128,10 +137,9 @@ final class DescriptorCloser {
     for uid in Array(users.keys) where reap(uid) { released(uid) }
   }
 
-  /// An O_PATH descriptor has nothing to flush.
+  /// One that was opened with O_PATH has nothing to flush, but it may be the last of an
+  /// object without a name, or of a mount.
   private func closesAtOnce(_ number: Int32) -> Bool {
-    let flags = hw_status_flags(number)
-    if flags >= 0 && flags & O_PATH != 0 { return true }
     guard let status = try? Syscall.status(of: number) else { return false }
     return isLocal(status)
   }
@@ -151,8 +159,14 @@ final class DescriptorCloser {
       return true
     }
     let hasReleased = user.helpers.count < before
+    let others = users.reduce(0) { $0 + ($1.key == uid ? 0 : $1.value.helpers.count) }
     for session in user.waiting.keys.sorted() {
-      guard user.helpers.count < Self.helpersPerUser else { break }
+      guard user.helpers.count < Self.helpersPerUser,
+        others + user.helpers.count < Self.helpersInAll
+      else {
+        arm(afterMicroseconds: Self.retryMicroseconds)
+        break
+      }
       guard user.helpers.count(where: { $0.session == session }) < Self.helpersPerSession,
         let numbers = user.waiting[session]
       else { continue }

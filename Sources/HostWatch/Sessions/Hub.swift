@@ -40,7 +40,7 @@ public final class Hub {
   /// Of filesystems that are not watched any more.
   var pastLag = Lag()
   private var shutDownCompletion: (() -> Void)?
-  private var isShuttingDown = false
+  private(set) var isShuttingDown = false
   private var housekeepingIsArmed = false
   /// The mount table, or where a share's path leads, could not be read.
   var isMountTableUnknown = false
@@ -48,6 +48,8 @@ public final class Hub {
   /// The session that did a slice of its resync last.
   private var lastResynced: UInt64 = 0
 
+  /// Connections that others cannot take from uid 0.
+  private static let connectionsForRoot = 64
   private static let housekeepingMicroseconds: UInt64 = 250_000
 
   /// - Parameters:
@@ -123,20 +125,24 @@ public final class Hub {
     armHousekeeping()
   }
 
-  private func open(_ socket: consuming OwnedDescriptor) {
+  private func open(_ accepted: consuming OwnedDescriptor) {
     let peer: PeerIdentity
     do throws(SystemError) {
-      peer = try Self.peer(of: socket.rawValue)
+      peer = try Self.peer(of: accepted.rawValue)
     } catch {
+      closer.close([accepted.take()], of: .init(uid: .max, session: 0))
       return report(
         Diagnostic(
           .sessionRefused, .warning,
           "A connection was closed, since it is not known whose it is: \(error).",
           errno: error.code))
     }
+    let socket = ClientSocket(
+      accepted, closer: closer, sender: .init(uid: peer.uid, session: nextSession))
     // Connections without INIT are bounded as sessions are: they are closed
     // without a word, since nothing has been asked yet.
-    guard sessions.count < limits.sessions * 2, !isShuttingDown else { return }
+    let reserve = peer.isPrivileged ? Self.connectionsForRoot : 0
+    guard sessions.count < limits.sessions * 2 + reserve, !isShuttingDown else { return }
     let user = users[peer.uid] ?? UserAccount(uid: peer.uid, queueLimit: limits.queuePerUser)
     guard peer.isPrivileged || user.sessions < limits.sessionsPerUser * 2 else {
       return report(

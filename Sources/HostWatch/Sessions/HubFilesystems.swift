@@ -87,8 +87,12 @@ extension Hub {
     forget(filesystem)
   }
 
-  func forget(_ filesystem: WatchedFilesystem) {
+  /// - Parameter isUnmounted: what is kept open here may be all that keeps it in use.
+  func forget(_ filesystem: WatchedFilesystem, isUnmounted: Bool = false) {
     guard filesystems[filesystem.device] === filesystem else { return }
+    if !isShuttingDown && (isUnmounted || !filesystem.isInMountTable) {
+      closer.closeLater(filesystem.mountCopies())
+    }
     filesystem.stop()
     filesystems[filesystem.device] = nil
     if filesystem.isStored { store?.remove(WatchedFilesystem.storeName(filesystem.device)) }
@@ -125,7 +129,7 @@ extension Hub {
     for session in Array(filesystem.sessions.values) {
       session.detach(UInt32(HW_DETACHED_UNMOUNTED))
     }
-    forget(filesystem)
+    forget(filesystem, isUnmounted: true)
     report(
       Diagnostic(
         .filesystemDetached, .notice,

@@ -147,7 +147,9 @@ extension Hub {
   private func connect(_ value: HandOverState.Session, _ descriptors: HandedDescriptors)
     -> Session?
   {
-    guard let socket = descriptors.take(value.socket) else { return nil }
+    guard let taken = descriptors.take(value.socket) else { return nil }
+    let socket = ClientSocket(
+      taken, closer: closer, sender: .init(uid: value.uid, session: value.id))
     let peer: PeerIdentity
     do throws(SystemError) {
       peer = try Self.peer(of: socket.rawValue)

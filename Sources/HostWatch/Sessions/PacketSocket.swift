@@ -1,4 +1,5 @@
 import CFanotify
+import CHostWatch
 import Glibc
 
 /// The buffer for one packet and its descriptors: one for all sessions, since
@@ -30,15 +31,13 @@ import Glibc
   /// - Parameters:
   ///   - closer: closes the descriptors that come with it, once nobody needs them.
   ///   - sender: whose they are.
-  ///   - admitted: whether descriptors are received; otherwise the kernel drops them,
-  ///     without asking anybody.
   func receive(
-    from socket: Int32, closer: DescriptorCloser, sender: DescriptorCloser.Sender, admitted: Bool
+    from socket: Int32, closer: DescriptorCloser, sender: DescriptorCloser.Sender
   ) -> Outcome {
     var numbers = [Int32](repeating: -1, count: Int(hw_descriptors_max))
     // The array has room for as many descriptors as the kernel passes.
     let received = unsafe numbers.withUnsafeMutableBufferPointer {
-      unsafe hw_receive(socket, buffer, PacketReceiver.capacity, $0.baseAddress, !admitted)
+      unsafe hw_receive(socket, buffer, PacketReceiver.capacity, $0.baseAddress)
     }
     if received.size < 0 {
       let code = Int32(-received.size)
@@ -52,12 +51,68 @@ import Glibc
       ? .tooLarge(descriptors: descriptors) : .packet(descriptors: descriptors)
   }
 
+  /// Whether the next packet has descriptors. It stays in the socket; its header is what
+  /// `withPacket` gives.
+  func nextHasDescriptors(in socket: Int32) -> Bool {
+    var hasDescriptors = false
+    // The buffer is larger than a header.
+    let size = unsafe hw_look(socket, buffer, MemoryLayout<hw_header>.size, &hasDescriptors)
+    count = max(0, size)
+    return hasDescriptors
+  }
+
   /// Calls `body` with the packet received last.
   func withPacket<Result, Failure: Error>(_ body: (RawSpan) throws(Failure) -> Result)
     throws(Failure) -> Result
   {
     // `count` bytes have been written; the buffer outlives the call.
     try body(unsafe RawSpan(_unsafeStart: buffer, byteCount: count))
+  }
+}
+
+/// A client's connection, closed when it goes.
+///
+/// With it go the packets that have not been received, and to release a descriptor in
+/// them may wait for a server: for FUSE's that has cached writes. Then a helper does that.
+final class ClientSocket {
+  let rawValue: Int32
+  private let closer: DescriptorCloser
+  private let sender: DescriptorCloser.Sender
+
+  init(
+    _ socket: consuming OwnedDescriptor, closer: DescriptorCloser, sender: DescriptorCloser.Sender
+  ) {
+    rawValue = socket.take()
+    self.closer = closer
+    self.sender = sender
+  }
+
+  /// Another process has it, too, and goes on.
+  var isHandedOver = false
+
+  deinit {
+    if isHandedOver {
+      _ = close(rawValue)
+      return
+    }
+    // Nothing comes in any more; what is queued for the peer it can read still.
+    _ = shutdown(rawValue, Int32(SHUT_RDWR))
+    if descriptors == 0 {
+      _ = close(rawValue)
+    } else {
+      closer.close([rawValue], of: sender)
+    }
+  }
+
+  /// Descriptors in packets that have not been received; nil where that is not to be had:
+  /// before Linux 5.6, or as there is no descriptor left to look.
+  var descriptors: Int? {
+    guard let text = try? Syscall.contents(of: "/proc/self/fdinfo/\(rawValue)") else { return nil }
+    for line in String(decoding: text, as: UTF8.self).split(separator: "\n")
+    where line.hasPrefix("scm_fds:") {
+      return Int(line.dropFirst("scm_fds:".count).trimmingPrefix { $0 == " " || $0 == "\t" })
+    }
+    return nil
   }
 }
 

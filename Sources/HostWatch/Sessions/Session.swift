@@ -23,7 +23,7 @@ import Glibc
 
   let id: UInt64
   let peer: PeerIdentity
-  let socket: OwnedDescriptor
+  let socket: ClientSocket
   let created = Syscall.monotonicMicroseconds()
   /// Shared with the router once INIT has been granted; freed at the end.
   let state: UnsafeMutablePointer<SessionState>
@@ -69,7 +69,7 @@ import Glibc
   private var batchSince: UInt64 = 0
 
   init(
-    id: UInt64, socket: consuming OwnedDescriptor, peer: PeerIdentity, user: UserAccount, hub: Hub
+    id: UInt64, socket: ClientSocket, peer: PeerIdentity, user: UserAccount, hub: Hub
   ) {
     self.id = id
     self.socket = socket
@@ -123,13 +123,9 @@ import Glibc
   private func receive() {
     let sender = DescriptorCloser.Sender(uid: peer.uid, session: id)
     for _ in 0..<Self.packetsPerTurn {
-      guard !isEnded, !isClosing, canReply else { break }
-      let isAdmitted = hub.closer.admits(sender)
-      if isAdmitted { crowdedSince = nil }
-      waitsForCloser = !isAdmitted && mustWaitForCloser()
-      guard !waitsForCloser else { break }
+      guard !isEnded, !isClosing, canReply, isAdmitted(sender) else { break }
       switch hub.receiver.receive(
-        from: socket.rawValue, closer: hub.closer, sender: sender, admitted: isAdmitted)
+        from: socket.rawValue, closer: hub.closer, sender: sender)
       {
       case .nothing: return flush()
       case .hangUp: return end("the peer hung up")
@@ -137,26 +133,37 @@ import Glibc
       case .tooLarge:
         violate(
           .malformed(
-            isAdmitted
-              ? "The packet is longer than 131,072 bytes, or there was no room for its descriptors."
-              : """
-              The packet's descriptors were not received: too many of this connection's or this \
-              user's are still being closed, which takes as long as the servers of their files like.
-              """))
+            "The packet is longer than 131,072 bytes, or there was no room for its descriptors."))
       case .packet(let descriptors): handlePacket(descriptors)
       }
     }
     flush()
   }
 
-  /// The next packet has descriptors, and there is still time for others to be closed.
-  private func mustWaitForCloser() -> Bool {
-    guard hw_next_has_descriptors(socket.rawValue) else { return false }
+  /// Whether the next packet may be received. One with descriptors has to wait while too
+  /// many are being closed; in the end it stays where it is, and the connection ends.
+  private func isAdmitted(_ sender: DescriptorCloser.Sender) -> Bool {
+    waitsForCloser = false
+    if hub.closer.admits(sender) {
+      crowdedSince = nil
+      return true
+    }
+    guard hub.receiver.nextHasDescriptors(in: socket.rawValue) else { return true }
     let now = Syscall.monotonicMicroseconds()
     let since = crowdedSince ?? now
     crowdedSince = since
-    hub.armHousekeeping()
-    return now - since < Self.crowdedPatience
+    guard now - since >= Self.crowdedPatience else {
+      waitsForCloser = true
+      hub.armHousekeeping()
+      return false
+    }
+    violate(
+      .malformed(
+        """
+        The packet's descriptors were not received: too many of this connection's or this \
+        user's are still being closed, which takes as long as the servers of their files like.
+        """))
+    return false
   }
 
   /// Some of the user's descriptors have been closed, or time has passed.

@@ -10,6 +10,7 @@ extension Session {
     var value = HandOverState.Session()
     value.id = id
     value.socket = descriptors.index(of: socket.rawValue)
+    socket.isHandedOver = true
     (value.pid, value.uid, value.gid) = (peer.pid, peer.uid, peer.gid)
     for packet in early {
       value.packets.append(contentsOf: packet)

@@ -34,7 +34,8 @@ extension Hub {
       } else if session.isClosing {
         if now - since >= Self.closingPatience { session.end("it did not read what was left") }
       } else {
-        let descriptors = session.descriptorsInSocket
+        // Where it cannot be looked there may be some.
+        let descriptors = session.socket.descriptors ?? 1
         let patience = session.hasLostProcess ? Self.orphanPatience : Self.stalledPatience
         if descriptors > 0 && now - since >= patience {
           endStalled(session, descriptors, "has not read for \(patience / 1_000_000) seconds")
@@ -75,17 +76,5 @@ extension Session {
     let hangUp = Int16(truncatingIfNeeded: hw_poll_read_hang_up)
     var ready = pollfd(fd: socket.rawValue, events: hangUp, revents: 0)
     return unsafe poll(&ready, 1, 0) > 0 && ready.revents & hangUp != 0
-  }
-
-  /// Descriptors in packets that have not been received (Linux 5.6; 0 before). Where it
-  /// cannot be looked, as there is no descriptor left for that, there may be some: 1.
-  var descriptorsInSocket: Int {
-    let path = "/proc/self/fdinfo/\(socket.rawValue)"
-    guard let text = try? Syscall.contents(of: path) else { return 1 }
-    for line in String(decoding: text, as: UTF8.self).split(separator: "\n")
-    where line.hasPrefix("scm_fds:") {
-      return Int(line.dropFirst("scm_fds:".count).trimmingPrefix { $0 == " " || $0 == "\t" }) ?? 0
-    }
-    return 0
   }
 }

@@ -184,9 +184,22 @@ final class WatchedFilesystem {
   }
 
   /// Whether close(2) of such an object waits for nobody. A file of an overlay may be
-  /// another filesystem's, and is flushed there; a device's driver may take its time.
+  /// another filesystem's, and is flushed there; a device's driver may take its time; with
+  /// the last descriptor of what has no name its blocks are freed.
   func closesAtOnce(_ status: Syscall.Status) -> Bool {
     magic != UInt32(hw_magic_overlay) && (status.isRegular || status.isDirectory)
+      && (status.links > 0 || status.blocks < Self.manyBlocks)
+  }
+
+  /// 64 MiB in blocks of 512 bytes.
+  private static let manyBlocks: UInt64 = 131_072
+
+  /// Second descriptors of the mounts that keep the filesystem in use, for whoever closes
+  /// them: with the last its unmounting is finished, which writes back what is dirty.
+  func mountCopies() -> [Int32] {
+    var numbers = mount.copies()
+    for scope in router.scopes { numbers += scope.index.mount.copies() }
+    return numbers
   }
 
   /// Whether this st_dev is known to be this superblock's.

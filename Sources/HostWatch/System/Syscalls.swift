@@ -11,6 +11,8 @@ enum Syscall {
     var inode: UInt64
     var mode: UInt32
     var links: UInt32
+    /// Of 512 bytes.
+    var blocks: UInt64
     var ctime: Timestamp
     var mountID: UInt64
 
@@ -119,6 +121,7 @@ enum Syscall {
     return Status(
       device: UInt64(gnu_dev_makedev(raw.stx_dev_major, raw.stx_dev_minor)),
       inode: raw.stx_ino, mode: UInt32(raw.stx_mode), links: raw.stx_nlink,
+      blocks: raw.stx_blocks,
       ctime: Timestamp(seconds: raw.stx_ctime.tv_sec, nanoseconds: raw.stx_ctime.tv_nsec),
       mountID: raw.stx_mnt_id)
   }

@@ -47,7 +47,7 @@ enum HandOverSocket {
     while true {
       // The array has room for as many as the kernel passes.
       let received = unsafe place.withUnsafeMutableBufferPointer {
-        unsafe hw_receive(socket.rawValue, &byte, 1, $0.baseAddress, false)
+        unsafe hw_receive(socket.rawValue, &byte, 1, $0.baseAddress)
       }
       numbers.append(contentsOf: place.prefix(Int(received.descriptor_count)))
       if received.descriptors_lost { failure = EMFILE }
