@@ -47,17 +47,19 @@ def picture(directory):
     return found
 
 
-class MirrorTest(DaemonTest):
+class MountedServer:
+    """What every server must show that caches for ever, and what it shows without
+    hostwatchd. For a DaemonTest."""
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.programs = {True: build("-DHOSTWATCH"), False: build()}
+        cls.programs = cls.make()
 
     def mounted(self, hostwatch=True):
         path = scratch.new_path("mirror-mount")
         os.mkdir(path)
-        process = subprocess.Popen([self.programs[hostwatch], self.share, path,
-                                    self.daemon.socket])
+        process = self.start_server(hostwatch, path)
 
         def stop():
             subprocess.run(["umount", "-l", path], stderr=subprocess.DEVNULL, check=False)
@@ -70,6 +72,16 @@ class MirrorTest(DaemonTest):
             self.assertLess(time.monotonic(), deadline, "not mounted")
             time.sleep(0.01)
         return path
+
+    def picture(self):
+        return picture(self.share)
+
+    def assert_same(self, mount):
+        deadline = time.monotonic() + TIMEOUT
+        while self.look(mount) != picture(self.share):
+            if time.monotonic() > deadline:
+                self.assertEqual(self.look(mount), picture(self.share))
+            time.sleep(0.005)
 
     def fill(self):
         os.makedirs(self.path("sub/deep"))
@@ -109,11 +121,7 @@ class MirrorTest(DaemonTest):
         for what, change in self.CHANGES:
             with self.subTest(what):
                 change(self.path)
-                deadline = time.monotonic() + TIMEOUT
-                while self.look(mount) != picture(self.share):
-                    if time.monotonic() > deadline:
-                        self.assertEqual(self.look(mount), picture(self.share))
-                    time.sleep(0.005)
+                self.assert_same(mount)
 
     def test_without_it_the_mount_is_stale(self):
         self.fill()
@@ -173,3 +181,12 @@ class MirrorTest(DaemonTest):
     def registered(self):
         with self.daemon.connect() as client:
             return [session for session in client.status()["sessions"] if session["nodes"]]
+
+
+class MirrorTest(MountedServer, DaemonTest):
+    @classmethod
+    def make(cls):
+        return {True: build("-DHOSTWATCH"), False: build()}
+
+    def start_server(self, hostwatch, path):
+        return subprocess.Popen([self.programs[hostwatch], self.share, path, self.daemon.socket])

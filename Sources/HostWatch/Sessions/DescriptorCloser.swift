@@ -68,8 +68,9 @@ final class DescriptorCloser {
   private let loop: any EventLoop
   private let timer: any LoopTimer
   private var isArmed = false
-  /// Whether close(2) of such an object is known to wait for nobody.
-  var isLocal: (Syscall.Status) -> Bool = { _ in false }
+  /// Whether close(2) of such an object is known to wait for nobody; whether it was opened
+  /// with O_PATH.
+  var isLocal: (Syscall.Status, Bool) -> Bool = { _, _ in false }
   /// The number of the next session.
   var nextSession: () -> UInt64 = { .max }
   /// Called when some of a user's have been closed, never from within a call.
@@ -137,11 +138,10 @@ final class DescriptorCloser {
     for uid in Array(users.keys) where reap(uid) { released(uid) }
   }
 
-  /// One that was opened with O_PATH has nothing to flush, but it may be the last of an
-  /// object without a name, or of a mount.
   private func closesAtOnce(_ number: Int32) -> Bool {
     guard let status = try? Syscall.status(of: number) else { return false }
-    return isLocal(status)
+    let flags = hw_status_flags(number)
+    return isLocal(status, flags >= 0 && flags & O_PATH != 0)
   }
 
   /// Forgets the helpers that have ended, and gives what waits to new ones. Returns

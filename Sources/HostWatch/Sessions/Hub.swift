@@ -63,8 +63,8 @@ public final class Hub {
     self.limits = limits
     self.report = report
     closer = try DescriptorCloser(loop: loop)
-    closer.isLocal = { [unowned self] status in
-      filesystems[status.device]?.closesAtOnce(status) ?? false
+    closer.isLocal = { [unowned self] status, isPath in
+      filesystems[status.device]?.closesAtOnce(status, isPath: isPath) ?? false
     }
     closer.nextSession = { [unowned self] in nextSession }
     closer.released = { [unowned self] uid in

@@ -53,7 +53,7 @@ extension Session {
       for (entry, look) in zip(entries[start..<end], group) {
         do throws(SystemError) {
           let (status, handle) = try look.get()
-          if !filesystem.closesAtOnce(status) { closeAtOnce = false }
+          if !filesystem.closesAtOnce(status, isPath: false) { closeAtOnce = false }
           let index = try register(entry, handle, in: filesystem)
           let changed = entry.since != .zero && status.ctime.isLater(than: entry.since)
           let passed = handle.withView { filesystem.router.hasPassed($0, now: now) }

@@ -184,11 +184,16 @@ final class WatchedFilesystem {
   }
 
   /// Whether close(2) of such an object waits for nobody. A file of an overlay may be
-  /// another filesystem's, and is flushed there; a device's driver may take its time; with
-  /// the last descriptor of what has no name its blocks are freed.
-  func closesAtOnce(_ status: Syscall.Status) -> Bool {
-    magic != UInt32(hw_magic_overlay) && (status.isRegular || status.isDirectory)
-      && (status.links > 0 || status.blocks < Self.manyBlocks)
+  /// another filesystem's, and is flushed there; a device's driver may take its time. One
+  /// that was opened with O_PATH has nothing to flush. With the last descriptor of what
+  /// has no name its blocks are freed.
+  ///
+  /// What can be closed at once must be: as long as it is open here, the end of an object
+  /// that is deleted meanwhile comes later than its DELETE.
+  func closesAtOnce(_ status: Syscall.Status, isPath: Bool) -> Bool {
+    guard status.links > 0 || status.blocks < Self.manyBlocks else { return false }
+    return isPath
+      || magic != UInt32(hw_magic_overlay) && (status.isRegular || status.isDirectory)
   }
 
   /// 64 MiB in blocks of 512 bytes.
