@@ -9,6 +9,15 @@ extension Server {
     case node(mode_t, dev_t)
     case directory(mode_t)
     case symbolicLink(Name)
+
+    /// In S_IFMT.
+    var type: mode_t {
+      switch self {
+      case .node(let mode, _): mode & S_IFMT
+      case .directory: S_IFDIR
+      case .symbolicLink: S_IFLNK
+      }
+    }
   }
 
   func create(_ request: Request, _ entry: View.Entry, _ what: Creation) {
@@ -30,7 +39,13 @@ extension Server {
           }
         }
       }
-      let found = try find(entry, in: parent, told: entry)
+      let made = try backing.open(entry.name, in: parent)
+      // Somebody else's by now: the kernel would make EIO of another type, and looks the
+      // name up again for this.
+      guard try made.status().st_mode & S_IFMT == (what.type == 0 ? S_IFREG : what.type) else {
+        throw Failure(ESTALE)
+      }
+      let found = try found(made, told: entry)
       interceptor?.clientChanged(entry, to: found.node.id)
       tell(request, found, as: entry, takesAttributes: true)
     }

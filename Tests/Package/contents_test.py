@@ -142,6 +142,18 @@ class Library(unittest.TestCase):
         self.assertNotIn("NEEDED", run("readelf", "-Wd", str(program)).stdout)
         self.assertEqual(run(str(program)).stdout.strip(), ENOENT)
 
+    def test_examples_compile_as_they_are_installed(self):
+        environment = dict(os.environ, PKG_CONFIG_PATH=str(LIBRARIES / "pkgconfig"))
+        flags = run("pkg-config", "--cflags", "--libs", "fuse3").stdout.split()
+        (library,) = TREE.glob("usr/lib/**/libhostwatch.a")
+        sources = sorted(TREE.glob("usr/share/doc/*/examples/*.c"))
+        self.assertEqual([source.name for source in sources], ["mirror.c", "nodes.c", "watch.c"])
+        for source in sources:
+            run("cc", "-Wall", "-Werror", "-DHOSTWATCH", "-pthread", f"-I{TREE}/usr/include",
+                str(source), str(library), "-o", f"{SCRATCH.name}/example", *flags, env=environment)
+        for name in ("watch.py", "passthrough_ll.patch"):
+            self.assertTrue(list(TREE.glob(f"usr/share/doc/*/examples/{name}")), name)
+
     def test_exports_what_the_header_declares(self):
         header = (TREE / "usr/include/hostwatch.h").read_text()
         code = re.sub(r"/\*.*?\*/", "", header, flags=re.S)
