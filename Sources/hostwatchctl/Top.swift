@@ -7,8 +7,8 @@ struct Top: ParsableCommand {
     abstract: "Show sessions, shares and filesystems live.",
     discussion: """
       On a terminal the picture is renewed at each interval until "q". The keys that sort: r rate, \
-      u queue, n nodes, e delivered, d dropped, l lost, i id, p pid, s share; the same key again \
-      turns the order round. The space bar renews at once. Elsewhere, as in a pipe, each interval's \
+      u queue, a lag, n nodes, e delivered, c corrected, d dropped, l lost, i id, p pid, s share; the \
+      same key again turns the order round. The space bar renews at once. Elsewhere, as in a pipe, each interval's \
       tables are printed one after the other, with an empty line between them.
 
       RECORDS/S, EVENTS/S and CORRECTED/S are over the last interval; "-" is not known yet. QUEUE \
@@ -129,8 +129,7 @@ struct Top: ParsableCommand {
   }
 
   private static let keys =
-    TopOrder.allCases.map { "\($0.key) \($0.rawValue)" }
-    .joined(separator: "  ") + "  q quit"
+    "q quit  " + TopOrder.allCases.map { "\($0.key) \($0.rawValue)" }.joined(separator: "  ")
 
   private static func milliseconds(until due: UInt64) -> Int32 {
     let now = Clock.monotonicMicroseconds()

@@ -14,10 +14,10 @@ struct TopSample {
   }
 
   /// The bucket in which a batch's lag lies that `share` of the batches since
-  /// `before` did not exceed: its upper bound in microseconds, infinite for the last
+  /// `before` did not exceed, of the buckets that `bounds` parts: its upper bound in microseconds, infinite for the last
   /// bucket. Nil when there was no batch, or the daemon tells of no lag.
-  static func lag(_ now: JSON, _ before: JSON?, share: Double) -> Double? {
-    let bounds = now["lag_bounds_us"].elements.map { $0.double ?? .infinity } + [.infinity]
+  static func lag(_ now: JSON, _ before: JSON?, bounds: JSON, share: Double) -> Double? {
+    let bounds = bounds.elements.map { $0.double ?? .infinity } + [.infinity]
     var counts = now["lag_counts"].elements.map { $0.double ?? 0 }
     guard !counts.isEmpty, counts.count == bounds.count else { return nil }
     let old = before?["lag_counts"].elements.map { $0.double ?? 0 } ?? []
@@ -42,6 +42,9 @@ struct TopSession {
   let rate: Double?
   /// Of the queue's limit, 0 to 1.
   let fill: Double?
+  /// Under which 99 of 100 batches stayed, in microseconds.
+  let lag: Double?
+  let corrected: Double?
 
   var id: Double { row["id"].double ?? 0 }
 
@@ -54,7 +57,9 @@ struct TopSession {
       let limit = row["queue_limit"].double ?? 0
       let fill = limit > 0 ? row["queue_bytes"].double.map { $0 / limit } : nil
       return TopSession(
-        row: row, rate: TopSample.rate("delivered", row, same, seconds: seconds), fill: fill)
+        row: row, rate: TopSample.rate("delivered", row, same, seconds: seconds), fill: fill,
+        lag: TopSample.lag(row, same, bounds: now.status["lag_bounds_us"], share: 0.99),
+        corrected: TopSample.rate("corrected", row, same, seconds: seconds))
     }
   }
 }
@@ -62,15 +67,17 @@ struct TopSession {
 /// What the sessions are sorted by. Figures begin with the greatest, names and
 /// numbers of things with the least; equal ones are in the order of their ids.
 enum TopOrder: String, CaseIterable {
-  case rate, queue, nodes, delivered, dropped, lost, id, pid, share
+  case rate, queue, lag, nodes, delivered, corrected, dropped, lost, id, pid, share
 
   /// The key that chooses it.
   var key: Character {
     switch self {
     case .rate: "r"
     case .queue: "u"  // "q" ends the program
+    case .lag: "a"
     case .nodes: "n"
     case .delivered: "e"
+    case .corrected: "c"
     case .dropped: "d"
     case .lost: "l"
     case .id: "i"
@@ -96,7 +103,8 @@ enum TopOrder: String, CaseIterable {
     switch self {
     case .rate: greater(left.rate, right.rate)
     case .queue: greater(left.fill, right.fill)
-    case .nodes, .delivered, .dropped, .lost:
+    case .lag: greater(left.lag, right.lag)
+    case .nodes, .delivered, .corrected, .dropped, .lost:
       greater(left.row[rawValue].double, right.row[rawValue].double)
     case .id, .pid: -greater(left.row[rawValue].double, right.row[rawValue].double)
     case .share: less(left.row["share"].text ?? "", right.row["share"].text ?? "")

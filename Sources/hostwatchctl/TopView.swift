@@ -65,7 +65,9 @@ struct TopView {
       let old = before?.status["filesystems"].elements.first { $0["device"] == row["device"] }
       let rates = ["kernel_events", "corrected"]
         .map { Self.text(TopSample.rate($0, row, old, seconds: seconds)) }
-      let lags = [0.5, 0.99].map { Self.lag(TopSample.lag(row, old, share: $0)) }
+      let lags = [0.5, 0.99].map {
+        Self.lag(TopSample.lag(row, old, bounds: row["lag_bounds_us"], share: $0))
+      }
       table.append(
         [row["device"].text ?? "", row["type"].text ?? ""]
           + ["sessions", "objects", "queue_events"].map { Self.text(row[$0]) } + rates
@@ -77,19 +79,20 @@ struct TopView {
   private var shares: Table? {
     let rows = now.status["shares"].elements
     guard !rows.isEmpty else { return nil }
-    let all = TopSession.all(now, since: before)
     var table = Table([
-      Table.text("NAME"), Table.text("STATE"), Table.number("SESSIONS"),
-      Table.number("RECORDS/S"), Table.number("LOST"), Table.text("PATH"),
+      Table.text("NAME"), Table.text("STATE"), Table.number("SESSIONS"), Table.number("RECORDS/S"),
+      Table.number("QUEUE"), Table.number("LAG-P99"), Table.number("LOST"),
+      Table.number("CORRECTED"), Table.text("PATH"),
     ])
     for row in rows {
-      let mine = all.filter { $0.row["share"].text != nil && $0.row["share"] == row["name"] }
-      let rates = mine.compactMap(\.rate)
-      let lost = mine.reduce(0) { $0 + ($1.row["lost"].double ?? 0) }
+      let old = before?.status["shares"].elements.first { $0["name"] == row["name"] }
+      let bounds = now.status["lag_bounds_us"]
       table.append([
         row["name"].text ?? "", row["state"].text ?? "", Self.text(row["sessions"]),
-        Self.text(rates.isEmpty ? nil : rates.reduce(0, +)), Self.text(.number("\(Int64(lost))")),
-        row["path"].text ?? "",
+        Self.text(TopSample.rate("delivered", row, old, seconds: seconds)),
+        Self.text(row["queue_bytes"]),
+        Self.lag(TopSample.lag(row, old, bounds: bounds, share: 0.99)), Self.text(row["lost"]),
+        Self.text(row["corrected"]), row["path"].text ?? "",
       ])
     }
     return table
@@ -101,8 +104,9 @@ struct TopView {
     var table = Table([
       Table.number("ID"), Table.text("MODE"), Table.text("SHARE"), Table.number("PID"),
       Table.number("NODES"), Table.number("RECORDS/S"), Table.number("QUEUE"),
-      Table.number("FULL%"), Table.number("DELIVERED"), Table.number("DROPPED"),
-      Table.number("LOST"), Table.number("AGE"), Table.text("PATH"),
+      Table.number("FULL%"), Table.number("LAG-P99"), Table.number("LOST"),
+      Table.number("CORRECTED"), Table.number("DELIVERED"), Table.number("DROPPED"),
+      Table.number("AGE"), Table.text("PATH"),
     ])
     for session in rows {
       let row = session.row
@@ -110,7 +114,8 @@ struct TopView {
         Self.text(row["id"]), row["mode"].text ?? "", row["share"].text ?? "",
         Self.text(row["pid"]), Self.text(row["nodes"]), Self.text(session.rate),
         Self.text(row["queue_bytes"]), Self.text(session.fill.map { $0 * 100 }),
-        Self.text(row["delivered"]), Self.text(row["dropped"]), Self.text(row["lost"]),
+        Self.lag(session.lag), Self.text(row["lost"]), Self.text(row["corrected"]),
+        Self.text(row["delivered"]), Self.text(row["dropped"]),
         StatusReport.duration(row["age_seconds"]), row["path"].text ?? "",
       ])
     }
@@ -159,11 +164,24 @@ struct TopView {
           ("\($0)_rate", number(TopSample.rate($0, row, same, seconds: seconds)))
         })
     }
+    let shares = now.status["shares"].elements.map { row in
+      let same = old?["shares"].elements.first { $0["name"] == row["name"] }
+      return with(
+        row,
+        ["delivered", "corrected"].map {
+          ("\($0)_rate", number(TopSample.rate($0, row, same, seconds: seconds)))
+        })
+    }
     return .object([
       "time": .string(time), "interval_seconds": before == nil ? .null : number(seconds),
       "pid": now.status["pid"], "totals": with(now.status["totals"], totals),
-      "filesystems": .array(filesystems), "shares": now.status["shares"],
-      "sessions": .array(sessions.map { with($0.row, [("delivered_rate", number($0.rate))]) }),
+      "filesystems": .array(filesystems), "shares": .array(shares),
+      "sessions": .array(
+        sessions.map {
+          with(
+            $0.row,
+            [("delivered_rate", number($0.rate)), ("corrected_rate", number($0.corrected))])
+        }),
     ])
   }
 }

@@ -5,24 +5,27 @@ import Testing
 /// What `hostwatchctl top` makes of two answers of the daemon.
 struct TopViewTests {
   static func session(
-    _ id: Int, delivered: Int, queue: Int = 0, share: String = "src", nodes: Int = 1
+    _ id: Int, delivered: Int, queue: Int = 0, share: String = "src", nodes: Int = 1,
+    corrected: Int = 0, lag: [Int] = [0, 0, 0]
   ) -> String {
     """
     {"id":\(id),"mode":"nodes","share":"\(share)","path":"/srv/\(share)","pid":\(1000 - id),\
     "nodes":\(nodes),"queue_bytes":\(queue),"queue_limit":1000,"delivered":\(delivered),\
-    "dropped":0,"lost":0,"age_seconds":65}
+    "dropped":0,"lost":0,"age_seconds":65,"corrected":\(corrected),"lag_counts":\(lag)}
     """
   }
 
   static func sample(
-    _ sessions: [String], seconds: UInt64, events: Int = 0, lag: [Int] = [0, 0, 0]
+    _ sessions: [String], seconds: UInt64, events: Int = 0, lag: [Int] = [0, 0, 0],
+    share: (delivered: Int, lag: [Int]) = (0, [0, 0, 0])
   ) throws -> TopSample {
     let text = """
-      {"version":"0.1.0","pid":7,"uptime_seconds":3,\
+      {"version":"0.1.0","pid":7,"uptime_seconds":3,"lag_bounds_us":[50,2500],\
       "totals":{"sessions":\(sessions.count),"nodes":1,"kernel_events":\(events),"lost":2},\
       "filesystems":[{"device":"8:1","type":"ext4","kernel_events":\(events),"queue_events":4,\
       "lag_bounds_us":[50,2500],"lag_counts":\(lag)}],\
-      "shares":[{"name":"src","path":"/srv/src","state":"ready","sessions":1}],\
+      "shares":[{"name":"src","path":"/srv/src","state":"ready","sessions":1,\
+      "queue_bytes":77,"delivered":\(share.delivered),"lost":3,"corrected":5,"lag_counts":\(share.lag)}],\
       "sessions":[\(sessions.joined(separator: ","))]}
       """
     return TopSample(status: try JSONParser.parse(text), microseconds: seconds * 1_000_000)
@@ -44,7 +47,6 @@ struct TopViewTests {
     #expect(Self.cells(view, "2")?[5] == "-")
     #expect(Self.cells(TopView(now: now, before: nil), "1")?[5] == "-")
     #expect(Self.cells(view, "8:1")?[5] == "12.5")
-    #expect(Self.cells(view, "src")?[3] == "125.0")
     #expect(view.lines()[1].contains("events/s 12.5"))
   }
 
@@ -62,6 +64,41 @@ struct TopViewTests {
     #expect(Self.cells(TopView(now: now, before: now), "8:1")?.suffix(2) == ["-", "-"])
     #expect(Self.cells(TopView(now: before, before: nil), "8:1")?.last == "<2.5ms")
     #expect(TopView.lag(.infinity) == ">1s")
+  }
+
+  @Test func sharesHaveWhatTheirSessionsHadToo() throws {
+    let before = try Self.sample([], seconds: 1, share: (100, [1, 1, 1]))
+    let now = try Self.sample([], seconds: 3, share: (350, [100, 1, 1]))
+    // NAME STATE SESSIONS RECORDS/S QUEUE LAG-P99 LOST CORRECTED PATH
+    #expect(
+      Self.cells(TopView(now: now, before: before), "src")
+        == ["src", "ready", "1", "125.0", "77", "<50us", "3", "5", "/srv/src"])
+    #expect(Self.cells(TopView(now: now, before: nil), "src")?[3] == "-")
+    let json = TopView(now: now, before: before).json(time: "t")
+    #expect(json["shares"].elements.first?["delivered_rate"] == .number("125.0"))
+    #expect(json["shares"].elements.first?["corrected_rate"] == .number("0.0"))
+  }
+
+  @Test func sessionsHaveLagAndCorrections() throws {
+    let before = try Self.sample([Self.session(1, delivered: 0, lag: [9, 0, 0])], seconds: 1)
+    let now = try Self.sample(
+      [
+        Self.session(1, delivered: 0, corrected: 4, lag: [10, 1, 0]),
+        Self.session(2, delivered: 0, corrected: 9, lag: [1, 0, 1]),
+        Self.session(3, delivered: 0),
+      ], seconds: 2)
+    let view = TopView(now: now, before: before, order: .id)
+    // ID MODE SHARE PID NODES RECORDS/S QUEUE FULL% LAG-P99 LOST CORRECTED …
+    #expect(Self.cells(view, "1")?[8...10] == ["<2.5ms", "0", "4"])
+    #expect(Self.cells(view, "2")?[8...10] == [">1s", "0", "9"])
+    #expect(Self.cells(view, "3")?[8...10] == ["-", "0", "0"])
+    func ids(_ order: TopOrder) -> [Double] {
+      order.sorted(TopSession.all(now, since: before), reversed: false).map(\.id)
+    }
+    #expect(ids(.lag) == [2, 1, 3])
+    #expect(ids(.corrected) == [2, 1, 3])
+    let first = view.json(time: "t")["sessions"].elements.first
+    #expect(first?["corrected_rate"] == .number("4.0"))
   }
 
   @Test func everyOrder() throws {
