@@ -34,6 +34,7 @@ from soak_sizes import (descriptors, growth, loop_devices, mount_points, process
 
 QUEUE = 1024  # events in the kernel's queue of a filesystem
 SETTLED = 30.0
+LONG = 120  # seconds after which a low queue must have overflowed
 LEAST = ("restarts", "kills", "reloads")
 
 
@@ -351,7 +352,10 @@ class Soak:
         for line in log.splitlines():
             if re.search("nothing can be handed over|cannot be used|cannot go on", line):
                 self.fail(line)
-        self.counts["overflows"] = len(re.findall("overflow", log))
+        self.counts["overflows"] = len(re.findall("the kernel's queue of events overflowed", log))
+        is_low = self.options.alone or self.counts["low"]
+        if is_low and self.options.seconds >= LONG and not self.counts["overflows"]:
+            self.fail("the kernel's queue was low and never overflowed")
 
     def close(self):
         """Ends what was started, however far it came."""
