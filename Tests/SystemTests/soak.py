@@ -270,14 +270,19 @@ class Soak:
         self.rest()
         wanted = self.measured[0] if self.measured else None
         end = time.monotonic() + SETTLED
+        before, unchanged = None, 0
         while True:
             status = soak_workers.status(self.manager.socket)
             now = {"sessions": len(status["sessions"]) if status else None,
                    "mounts": len(mount_points()), "loop devices": len(loop_devices())}
             for name, pid in self.pids():
                 now[f"{name} descriptors"] = descriptors(pid)
-            if now["sessions"] == len(self.servers) and (
-                    not wanted or all(same(key, wanted[key], value) for key, value in now.items())):
+            # What is being closed, and what is being forgotten, is not at rest yet.
+            unchanged = unchanged + 1 if now == before else 0
+            before = now
+            is_settled = (all(same(key, wanted[key], value) for key, value in now.items())
+                          if wanted else unchanged >= 5)
+            if now["sessions"] == len(self.servers) and is_settled:
                 break
             if time.monotonic() > end:
                 break
