@@ -13,6 +13,7 @@ import scratch
 # keeps open on the mount the server cannot close: 256 directories, until others take their
 # places, and 1,024 objects without a name whose end has not been replayed (replayer.c).
 DELETED = {"hostwatchfs replay descriptors": 256 + 1024}
+KEPT = 512  # directories that hostwatchfs keeps open (Backing.capacity)
 MEMORY_FACTOR, MEMORY_KIB = 1.25, 8192  # how much more is flat
 
 
@@ -34,13 +35,21 @@ def descriptors(pid):
 
 
 def same(what, one, other):
-    """Whether two of these are alike, but for a few objects that are gone."""
-    def but_deleted(kinds):
-        return {kind: count for kind, count in kinds.items() if kind != "deleted"}
-
+    """Whether two of these are alike, but for a few objects that are gone and for the
+    directories that hostwatchfs has open for the next request."""
     if not isinstance(one, dict):
         return one == other
-    return (but_deleted(one) == but_deleted(other)
+    is_server = what.startswith("hostwatchfs")
+
+    def kept(kinds):
+        return sum(count for kind, count in kinds.items()
+                   if is_server and kind.startswith(os.path.dirname(scratch.base())))
+
+    def others(kinds):
+        return {kind: count for kind, count in kinds.items() if kind != "deleted"
+                and not (is_server and kind.startswith(os.path.dirname(scratch.base())))}
+
+    return (others(one) == others(other) and kept(other) <= kept(one) + KEPT
             and other.get("deleted", 0) <= one.get("deleted", 0) + DELETED.get(what, 0))
 
 
