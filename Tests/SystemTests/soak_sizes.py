@@ -40,6 +40,7 @@ def same(what, one, other):
     if not isinstance(one, dict):
         return one == other
     is_server = what.startswith("hostwatchfs")
+    # As descriptors() has them, without digits, which the base's name may have, too.
 
     def kept(kinds):
         return sum(count for kind, count in kinds.items()

@@ -32,10 +32,10 @@ struct DetachedMount: ~Copyable {
   }
 
   /// A second descriptor of it, if there is one to be had.
-  func copies() -> [Int32] {
+  func copy() -> Int32? {
     // The root is on the clone, which it keeps in use by itself.
     let number = hw_duplicate(root.rawValue)
-    return number < 0 ? [] : [number]
+    return number < 0 ? nil : number
   }
 
   /// For a system call made while this lives.

@@ -67,7 +67,8 @@ final class DescriptorCloser {
 
   private let loop: any EventLoop
   private let timer: any LoopTimer
-  private var isArmed = false
+  /// Monotonic microseconds; .max: it is not armed.
+  private var armedFor = UInt64.max
   /// Whether close(2) of such an object is known to wait for nobody; whether it was opened
   /// with O_PATH.
   var isLocal: (Syscall.Status, Bool) -> Bool = { _, _ in false }
@@ -127,14 +128,16 @@ final class DescriptorCloser {
     arm(afterMicroseconds: Self.gatherMicroseconds)
   }
 
+  /// Unless it is armed for an earlier moment.
   private func arm(afterMicroseconds microseconds: UInt64) {
-    guard !isArmed else { return }
-    isArmed = true
+    let moment = Syscall.monotonicMicroseconds() + microseconds
+    guard moment < armedFor else { return }
+    armedFor = moment
     timer.arm(afterMicroseconds: microseconds)
   }
 
   private func gathered() {
-    isArmed = false
+    armedFor = .max
     for uid in Array(users.keys) where reap(uid) { released(uid) }
   }
 
@@ -163,22 +166,20 @@ final class DescriptorCloser {
     for session in user.waiting.keys.sorted() {
       guard user.helpers.count < Self.helpersPerUser,
         others + user.helpers.count < Self.helpersInAll
-      else {
-        arm(afterMicroseconds: Self.retryMicroseconds)
-        break
-      }
+      else { break }
       guard user.helpers.count(where: { $0.session == session }) < Self.helpersPerSession,
         let numbers = user.waiting[session]
       else { continue }
       let pid = start(numbers)
-      guard pid > 0 else {
-        // There is no process to be had now (EAGAIN, ENOMEM).
-        arm(afterMicroseconds: Self.retryMicroseconds)
-        break
-      }
+      // There may be no process to be had now (EAGAIN, ENOMEM).
+      guard pid > 0 else { break }
       user.helpers.append(
         Helper(pid: pid, session: session, count: numbers.count, pidfd: watch(pid, uid)))
       user.waiting[session] = nil
+    }
+    // Another's helper may have to end first, or one whose end nobody tells.
+    if !user.waiting.isEmpty || user.helpers.contains(where: { $0.pidfd == nil }) {
+      arm(afterMicroseconds: Self.retryMicroseconds)
     }
     let held = user.held
     if held < Self.descriptorsPerUser { user.fullFrom = nil }

@@ -202,9 +202,7 @@ final class WatchedFilesystem {
   /// Second descriptors of the mounts that keep the filesystem in use, for whoever closes
   /// them: with the last its unmounting is finished, which writes back what is dirty.
   func mountCopies() -> [Int32] {
-    var numbers = mount.copies()
-    for scope in router.scopes { numbers += scope.index.mount.copies() }
-    return numbers
+    ([mount.copy()] + router.scopes.map { $0.index.mount.copy() }).compactMap { $0 }
   }
 
   /// Whether this st_dev is known to be this superblock's.
