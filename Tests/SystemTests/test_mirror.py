@@ -170,6 +170,24 @@ class MirrorTest(DaemonTest):
             time.sleep(0.005)
         self.assertEqual(self.look(mount), picture(self.share))
 
+    def test_the_root_while_the_daemon_is_away(self):
+        """Nobody looks it up by a name, so no expired name makes the kernel ask for it."""
+        os.mkdir(self.path("d"))
+        mount = self.mounted()
+
+        def seen(directory):
+            return sorted(os.listdir(directory)), os.stat(directory).st_mtime_ns
+        self.assertEqual(seen(mount), seen(self.share))
+        self.daemon.stop()
+        try:
+            os.mkdir(self.path("new"))
+            deadline = time.monotonic() + TIMEOUT
+            while seen(mount) != seen(self.share) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            self.assertEqual(seen(mount), seen(self.share))
+        finally:
+            self.daemon.start()
+
     def registered(self):
         with self.daemon.connect() as client:
             return [session for session in client.status()["sessions"] if session["nodes"]]
