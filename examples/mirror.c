@@ -8,6 +8,11 @@
  *   $ cd Sources/CHostWatch
  *   $ cc -DHOSTWATCH -pthread -Iinclude -o mirror ../../examples/mirror.c *.c \
  *        $(pkg-config --cflags --libs fuse3)
+ *
+ * or, with the library installed,
+ *
+ *   $ cc -DHOSTWATCH -pthread -o mirror mirror.c $(pkg-config --cflags --libs fuse3 libhostwatch)
+ *
  *   # ./mirror /srv/src /mnt [SOCKET]
  */
 #define _GNU_SOURCE
