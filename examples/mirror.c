@@ -8,6 +8,11 @@
  *   $ cd Sources/CHostWatch
  *   $ cc -DHOSTWATCH -pthread -Iinclude -o mirror ../../examples/mirror.c *.c \
  *        $(pkg-config --cflags --libs fuse3)
+ *
+ * or, with the library installed,
+ *
+ *   $ cc -DHOSTWATCH -pthread -o mirror mirror.c $(pkg-config --cflags --libs fuse3 libhostwatch)
+ *
  *   # ./mirror /srv/src /mnt [SOCKET]
  */
 #define _GNU_SOURCE
@@ -46,21 +51,56 @@ static struct node *node_of(fuse_ino_t nodeid)
 
 static struct hostwatch *watch;
 static struct hostwatch_fuse apply;
+#endif
+
+/* The kernel, or another, has so many lookups less of the node. */
+static void drop(fuse_ino_t nodeid, uint64_t lookups)
+{
+	struct node *n = node_of(nodeid), **at;
+
+	pthread_mutex_lock(&lock);
+	n->lookups -= lookups;
+	if (!n->lookups && n != &root) {
+		for (at = &nodes; *at != n; at = &(*at)->next)
+			;
+		*at = n->next;
+#ifdef HOSTWATCH
+		hostwatch_forget(watch, &(struct hw_node){ nodeid, n->generation }, 1);
+#endif
+		close(n->fd);
+		free(n);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+#ifdef HOSTWATCH
+static int hold(void *unused, uint64_t nodeid, uint64_t generation)
+{
+	struct node *n = &root;
+
+	(void)unused;
+	pthread_mutex_lock(&lock);
+	if (nodeid != FUSE_ROOT_ID)
+		for (n = nodes; n && ((uintptr_t)n != nodeid || n->generation != generation); n = n->next)
+			;
+	if (n)
+		n->lookups++;
+	pthread_mutex_unlock(&lock);
+	return n != NULL;
+}
+
+static void release(void *unused, uint64_t nodeid)
+{
+	(void)unused;
+	drop(nodeid, 1);
+}
 
 static int64_t links(void *unused, uint64_t nodeid)
 {
 	struct stat status;
-	struct node *n;
-	int64_t count = -ESTALE; /* the kernel has forgotten it meanwhile */
 
 	(void)unused;
-	pthread_mutex_lock(&lock);
-	for (n = nodes; n && (uintptr_t)n != nodeid; n = n->next)
-		;
-	if (n)
-		count = fstat(n->fd, &status) < 0 ? -errno : (int64_t)status.st_nlink;
-	pthread_mutex_unlock(&lock);
-	return count;
+	return fstat(node_of(nodeid)->fd, &status) < 0 ? -errno : (int64_t)status.st_nlink;
 }
 
 static void register_again(void)
@@ -117,21 +157,7 @@ static struct node *find(int fd, const struct stat *status)
 
 static void do_forget(fuse_req_t request, fuse_ino_t nodeid, uint64_t lookups)
 {
-	struct node *n = node_of(nodeid), **at;
-
-	pthread_mutex_lock(&lock);
-	n->lookups -= lookups;
-	if (!n->lookups && n != &root) {
-		for (at = &nodes; *at != n; at = &(*at)->next)
-			;
-		*at = n->next;
-#ifdef HOSTWATCH
-		hostwatch_forget(watch, &(struct hw_node){ nodeid, n->generation }, 1);
-#endif
-		close(n->fd);
-		free(n);
-	}
-	pthread_mutex_unlock(&lock);
+	drop(nodeid, lookups);
 	fuse_reply_none(request);
 }
 
@@ -282,6 +308,8 @@ int main(int argc, char **argv)
 	if (hostwatch_open(&wanted, &watch) < 0)
 		return fprintf(stderr, "mirror: %s\n", hostwatch_error_text()), 69;
 	hostwatch_fuse_init(&apply, session);
+	apply.hold = hold;
+	apply.release = release;
 	apply.links = links;
 #endif
 	if (!session || fuse_set_signal_handlers(session) || fuse_session_mount(session, argv[2]))

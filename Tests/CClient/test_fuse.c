@@ -10,6 +10,7 @@
 
 /* What the header takes of <fuse_lowlevel.h>. */
 #define FUSE_LOWLEVEL_H_
+#define FUSE_ROOT_ID 1
 struct fuse_session;
 int fuse_session_fd(struct fuse_session *session);
 int fuse_lowlevel_notify_inval_inode(struct fuse_session *session,
@@ -26,6 +27,8 @@ static ssize_t told(int fd, const struct iovec *parts, int count);
 
 static char log_[2048];
 static int has_epochs = 1, has_entry = 1, delete_result;
+static int unarrived; /* how often an inode is not there yet */
+static int unmounted;
 
 __attribute__((format(printf, 1, 2))) static void note(const char *format, ...)
 {
@@ -50,6 +53,8 @@ int fuse_lowlevel_notify_inval_inode(struct fuse_session *session,
 	CHECK_INT(size, 0);
 	note("%s %llu; ", offset ? "attributes" : "contents",
 	     (unsigned long long)node);
+	if (unmounted || (node != FUSE_ROOT_ID && unarrived > 0 && unarrived--))
+		return -ENOENT;
 	return 0;
 }
 
@@ -134,6 +139,28 @@ static int64_t links(void *context, uint64_t node)
 	return link_count;
 }
 
+/* One object, 9 of generation 1, which is forgotten after `lookups` times. */
+static int lookups, held;
+
+static int hold(void *context, uint64_t node, uint64_t generation)
+{
+	CHECK_INT(*(const int *)context, 5);
+	CHECK_INT(held, 0);
+	if (node != FUSE_ROOT_ID && (node != 9 || generation != 1 || !lookups))
+		return 0;
+	if (node == 9 && lookups > 0)
+		lookups--;
+	return held = 1;
+}
+
+static void release(void *context, uint64_t node)
+{
+	CHECK_INT(*(const int *)context, 5);
+	CHECK(node == FUSE_ROOT_ID || node == 9);
+	CHECK_INT(held, 1);
+	held = 0;
+}
+
 static int five = 5;
 
 static struct hostwatch_fuse fresh(int with_names)
@@ -146,7 +173,8 @@ static struct hostwatch_fuse fresh(int with_names)
 	f.links = links;
 	*log_ = 0;
 	has_epochs = has_entry = 1;
-	delete_result = 0;
+	delete_result = unarrived = unmounted = held = 0;
+	lookups = -1;
 	return f;
 }
 
@@ -211,6 +239,49 @@ static void deletion(void)
 	CHECK_INT(f.entries, 2);
 }
 
+/* What the kernel does not have yet is told until it has it, or has forgotten
+ * it, or is gone itself. */
+static void under_way(void)
+{
+	struct hostwatch_fuse f = fresh(0);
+	struct hostwatch_event modify = record(HW_MODIFY, 0, 0, "", 9);
+
+	unarrived = 2;
+	tells(&f, modify, "contents 9; "); /* without .hold once */
+	f.hold = hold;
+	f.release = release;
+	unarrived = 2;
+	tells(&f, modify,
+	      "contents 9; attributes 1; contents 9; attributes 1; contents 9; ");
+	CHECK_INT(f.inodes, 1);
+	unarrived = 9;
+	lookups = 2;
+	tells(&f, modify,
+	      "contents 9; attributes 1; contents 9; attributes 1; ");
+	CHECK_INT(unarrived, 7);
+	lookups = -1;
+	unmounted = 1;
+	tells(&f, modify, "contents 9; attributes 1; ");
+	CHECK_INT(f.inodes, 1);
+	CHECK_INT(f.failed, 0);
+	CHECK_INT(held, 0);
+}
+
+/* A nodeid that is another object's by now is not deleted. */
+static void used_again(void)
+{
+	struct hostwatch_fuse f = fresh(0);
+	struct hostwatch_event e = record(HW_DELETE | HW_ISDIR, 0, 1, "a", 9);
+
+	f.hold = hold;
+	f.release = release;
+	e.dir.generation = 0;
+	tells(&f, e, "delete 1 a 9; contents 1; attributes 9; ");
+	e.node.generation = 2;
+	tells(&f, e, "entry 1 a; contents 1; ");
+	CHECK_INT(held, 0);
+}
+
 /* A directory in doubt: its names are expired one by one, or all there are. */
 static void recheck(void)
 {
@@ -241,27 +312,34 @@ static void everything(void)
 
 	CHECK(hostwatch_fuse_timeout(&f, before, 9.0) == 9.0);
 	tells(&f, lost,
-	      "epoch; contents 1; expire 1 a; expire 1 bc; contents 7; expire 7 d; ");
+	      "epoch; contents 1; expire 1 a; expire 1 bc; contents 7; expire 7 d; contents 1; ");
 	CHECK(hostwatch_fuse_timeout(&f, before, 9.0) == 0.0);
 	CHECK(hostwatch_fuse_timeout(&f, hostwatch_fuse_moment(&f), 9.0) == 0.0);
 	has_epochs = 0;
 	tells(&f, lost,
-	      "epoch; contents 1; expire 1 a; expire 1 bc; contents 7; expire 7 d; ");
+	      "epoch; contents 1; expire 1 a; expire 1 bc; contents 7; expire 7 d; contents 1; ");
 	CHECK_INT(f.failed, 0);
 	hostwatch_fuse_registered(&f);
 	CHECK(hostwatch_fuse_timeout(&f, hostwatch_fuse_moment(&f), 9.0) == 9.0);
 	CHECK(hostwatch_fuse_timeout(&f, before, 9.0) == 0.0);
+	tells(&f, lost,
+	      "epoch; contents 1; expire 1 a; expire 1 bc; contents 7; expire 7 d; contents 1; ");
+	tells(&f, (struct hostwatch_event){ .kind = HOSTWATCH_IN_STEP }, "");
+	CHECK(hostwatch_fuse_timeout(&f, hostwatch_fuse_moment(&f), 9.0) == 9.0);
 
 	f = fresh(0);
 	has_epochs = 0;
 	CHECK_INT(hostwatch_fuse_apply(&f, &lost), -EINVAL);
 	CHECK_INT(f.failed, 1);
+	has_epochs = 1;
+	tells(&f, lost, "epoch; contents 1; ");
 }
 
 int main(int argc, char **argv)
 {
 	static const struct test tests[] = {
-		TEST(records), TEST(deletion), TEST(recheck), TEST(everything)
+		TEST(records), TEST(deletion), TEST(under_way), TEST(used_again),
+		TEST(recheck), TEST(everything)
 	};
 
 	return run_tests(tests, sizeof(tests) / sizeof(*tests), argc, argv);

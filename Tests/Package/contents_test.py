@@ -5,7 +5,9 @@ import gzip
 import os
 import pathlib
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -118,17 +120,87 @@ class Packages(unittest.TestCase):
         self.assertEqual(left, ["etc/hostwatchd/hostwatchd.toml"])
 
 
+def installed_flags(*more):
+    """What the packages' own pkg-config file says."""
+    environment = dict(os.environ, PKG_CONFIG_LIBDIR=str(LIBRARIES / "pkgconfig"),
+                       PKG_CONFIG_SYSROOT_DIR=str(TREE))
+    return run("pkg-config", *more, "--cflags", "--libs", "libhostwatch",
+               env=environment).stdout.split()
+
+
+class Examples(unittest.TestCase):
+    """What libhostwatch-dev has of examples, with what it has of headers alone."""
+
+    def setUp(self):
+        self.examples = TREE / "usr/share/doc/libhostwatch-dev/examples"
+        self.fuse = run("pkg-config", "--cflags", "--libs", "fuse3").stdout.split()
+
+    def test_all_are_there(self):
+        self.assertEqual({path.name for path in self.examples.iterdir()},
+                         {path.name for path in (ROOT / "examples").iterdir()})
+
+    def test_programs_compile(self):
+        for source in sorted(self.examples.glob("*.c")):
+            for flags in (["-DHOSTWATCH"], []):
+                with self.subTest(source.name, flags=flags):
+                    run("cc", "-Wall", "-Wextra", "-Werror", "-pthread", *flags, str(source),
+                        "-o", str(pathlib.Path(SCRATCH.name, "example")), *installed_flags(),
+                        *self.fuse)
+
+    def test_patched_example_compiles(self):
+        original = pathlib.Path("/usr/share/doc/libfuse3-dev/examples")
+        if not (original / "passthrough_ll.c").exists():
+            self.skipTest(f"{original} is not there: dpkg may leave out /usr/share/doc")
+        if not run("pkg-config", "--modversion", "fuse3").stdout.startswith("3.14."):
+            self.skipTest("the patch is against libfuse 3.14")
+        with tempfile.TemporaryDirectory(dir=SCRATCH.name) as work:
+            for source in original.glob("passthrough_*.[ch]"):
+                shutil.copy(source, work)
+            patch = str(self.examples / "passthrough_ll.patch")
+            run("patch", "--fuzz=0", f"{work}/passthrough_ll.c", patch)
+            run("cc", "-pthread", "-o", f"{work}/passthrough_ll", f"{work}/passthrough_ll.c",
+                *self.fuse, *installed_flags())
+            done = run(f"{work}/passthrough_ll", "--help",
+                       env={"LD_LIBRARY_PATH": str(LIBRARIES)})
+            self.assertIn("hostwatch=SOCKET", done.stdout)
+
+    def test_client_in_python_runs(self):
+        done = run(sys.executable, str(self.examples / "watch.py"), "/", "/nonexistent/socket",
+                   check=False)
+        self.assertEqual((done.returncode, done.stderr),
+                         (1, "watch.py: [Errno 2] No such file or directory\n"))
+
+    def test_headers_stand_alone(self):
+        headers = {path.name for path in (TREE / "usr/include").iterdir()}
+        self.assertEqual(headers, {"hostwatch.h", "hostwatch_protocol.h", "hostwatch_fuse.h",
+                                   "hostwatch_fsnotify.h"})
+        for header in headers:
+            source = pathlib.Path(SCRATCH.name, "header.c")
+            before = "#define FUSE_USE_VERSION 34\n#include <fuse_lowlevel.h>\n"
+            source.write_text((before if "_fuse" in header else "") + f"#include <{header}>\n")
+            with self.subTest(header):
+                run("cc", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-c",
+                    str(source), "-o", "/dev/null", *installed_flags(), *self.fuse)
+
+
+class Documents(unittest.TestCase):
+    def test_pictures_are_there(self):
+        shown = 0
+        for page in (TREE / "usr/share/doc/hostwatchd").glob("*.md"):
+            for picture in re.findall(r"!\[[^]]*\]\(([^):]*)\)", page.read_text()):
+                shown += 1
+                self.assertTrue((page.parent / picture).exists(), f"{page.name}: {picture}")
+        self.assertGreater(shown, 0)
+
+
 class Library(unittest.TestCase):
     def compile(self, *link):
         source = pathlib.Path(SCRATCH.name, "client.c")
         source.write_text(CLIENT)
         program = source.with_suffix("")
-        environment = dict(os.environ, PKG_CONFIG_LIBDIR=str(LIBRARIES / "pkgconfig"),
-                           PKG_CONFIG_SYSROOT_DIR=str(TREE))
         static = ["--static"] if "-static" in link else []
-        flags = run("pkg-config", *static, "--cflags", "--libs", "libhostwatch",
-                    env=environment).stdout.split()
-        run("cc", "-Wall", "-Werror", *link, str(source), "-o", str(program), *flags)
+        run("cc", "-Wall", "-Werror", *link, str(source), "-o", str(program),
+            *installed_flags(*static))
         return program
 
     def test_client_with_the_shared_library(self):
@@ -141,18 +213,6 @@ class Library(unittest.TestCase):
         program = self.compile("-static")
         self.assertNotIn("NEEDED", run("readelf", "-Wd", str(program)).stdout)
         self.assertEqual(run(str(program)).stdout.strip(), ENOENT)
-
-    def test_examples_compile_as_they_are_installed(self):
-        environment = dict(os.environ, PKG_CONFIG_PATH=str(LIBRARIES / "pkgconfig"))
-        flags = run("pkg-config", "--cflags", "--libs", "fuse3").stdout.split()
-        (library,) = TREE.glob("usr/lib/**/libhostwatch.a")
-        sources = sorted(TREE.glob("usr/share/doc/*/examples/*.c"))
-        self.assertEqual([source.name for source in sources], ["mirror.c", "nodes.c", "watch.c"])
-        for source in sources:
-            run("cc", "-Wall", "-Werror", "-DHOSTWATCH", "-pthread", f"-I{TREE}/usr/include",
-                str(source), str(library), "-o", f"{SCRATCH.name}/example", *flags, env=environment)
-        for name in ("watch.py", "passthrough_ll.patch"):
-            self.assertTrue(list(TREE.glob(f"usr/share/doc/*/examples/{name}")), name)
 
     def test_exports_what_the_header_declares(self):
         header = (TREE / "usr/include/hostwatch.h").read_text()

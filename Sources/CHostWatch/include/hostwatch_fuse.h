@@ -26,7 +26,8 @@
  *	DELETE_SELF	contents of O
  *	RECHECK		contents of O; with ISDIR its names are expired, too
  *	LOST, DISCONNECTED, DETACHED	everything is expired, and timeouts
- *			are 0 until RESYNCED or hostwatch_fuse_registered()
+ *			are 0 until RESYNCED, IN_STEP or
+ *			hostwatch_fuse_registered()
  *
  * "Entry" is fuse_lowlevel_notify_inval_entry(), "contents" and "attributes"
  * are fuse_lowlevel_notify_inval_inode(), "delete" is
@@ -34,6 +35,14 @@
  * .links says 0: to delete one of several hard links would tell watchers of
  * the others that the object is gone. MOVED_IN, MOVED_OUT, CORRECTED and
  * REPLACED change nothing of this: a victim has a record of its own.
+ *
+ * Answers under way. An object may change after a handler has looked at it and
+ * before the kernel has the answer: then the kernel says that it does not have
+ * the inode, and makes it of the old attributes. With .hold such an object is
+ * told again until the answer, or the kernel's FORGET, has arrived. Without it
+ * the answers to LOOKUP and READDIRPLUS have to have an attribute timeout of 0.
+ * Those to SETATTR and LINK, and to what creates, have to anyway: the kernel
+ * takes their attributes also where it was told to drop them since it asked.
  *
  * Threads. A notification may wait for a lock that a request of the same
  * directory holds. So hostwatch_fuse_apply() is never called from a request's
@@ -52,6 +61,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "hostwatch.h"
 
@@ -67,14 +77,23 @@ struct hostwatch_fuse {
 	/* The server's own, each of which may be NULL. They are called on the
 	 * thread that is in hostwatch_fuse_apply() or _out_of_step(). */
 
-	/* How many links the object has on the host, or a negative errno. */
+	/* Keeps the object with that nodeid and generation until .release is
+	 * called for it: the nodeid becomes no other object's meanwhile. Returns
+	 * 1, or 0 if the server does not have it. The server has an object from
+	 * before an answer tells the kernel of it until the FORGET, the root
+	 * always, and nothing else. */
+	int (*hold)(void *context, uint64_t nodeid, uint64_t generation);
+	/* Ends that; set together with .hold. */
+	void (*release)(void *context, uint64_t nodeid);
+	/* How many links the object has on the host, or a negative errno. With
+	 * .hold it is held. */
 	int64_t (*links)(void *context, uint64_t nodeid);
 	/* Visits the names below `directory`, or of all directories if that is
 	 * 0, under which the kernel may have an entry. No lock that a handler
 	 * takes may be held during a visit. */
 	void (*names)(void *context, uint64_t directory,
 		      hostwatch_fuse_visit visit, void *argument);
-	/* Given to both. */
+	/* Given to all of them. */
 	void *context;
 
 	/* What was done since hostwatch_fuse_init(); read each of them with
@@ -118,7 +137,8 @@ static inline double hostwatch_fuse_timeout(const struct hostwatch_fuse *f,
 }
 
 /* After HOSTWATCH_CONNECTED, when everything the kernel holds is registered
- * again: timeouts hold again. */
+ * again: timeouts hold again. With HOSTWATCH_RECONNECT, HOSTWATCH_IN_STEP is
+ * enough. */
 static inline void hostwatch_fuse_registered(struct hostwatch_fuse *f)
 {
 	uint64_t moment = hostwatch_fuse_moment(f);
@@ -182,18 +202,44 @@ static inline void hostwatch_fuse_entry_(struct hostwatch_fuse *f,
 				      first);
 }
 
+static inline int hostwatch_fuse_hold_(struct hostwatch_fuse *f,
+				       const struct hw_node *node)
+{
+	return node->nodeid &&
+	       (!f->hold || f->hold(f->context, node->nodeid, node->generation));
+}
+
+static inline void hostwatch_fuse_release_(struct hostwatch_fuse *f,
+					   const struct hw_node *node)
+{
+	if (f->hold)
+		f->release(f->context, node->nodeid);
+}
+
 /* An inode's attributes, and with them (`contents`) its pages; a directory's
  * pages are its listing. */
 static inline void hostwatch_fuse_inode_(struct hostwatch_fuse *f,
 					 const struct hw_node *node,
 					 int contents, int *first)
 {
-	if (node->nodeid)
-		hostwatch_fuse_count_(f, &f->inodes,
-				      fuse_lowlevel_notify_inval_inode(
-					      f->session, node->nodeid,
-					      contents ? 0 : -1, 0),
-				      first);
+	const struct timespec pause = { 0, 200000 };
+	int error;
+
+	while (hostwatch_fuse_hold_(f, node)) {
+		error = fuse_lowlevel_notify_inval_inode(f->session,
+							 node->nodeid,
+							 contents ? 0 : -1, 0);
+		hostwatch_fuse_release_(f, node);
+		/* Held and not there: the answer or the FORGET is on its way,
+		 * or nothing is there any more, not even the root. */
+		if (error != -ENOENT || !f->hold ||
+		    fuse_lowlevel_notify_inval_inode(f->session, FUSE_ROOT_ID,
+						     -1, 0)) {
+			hostwatch_fuse_count_(f, &f->inodes, error, first);
+			break;
+		}
+		nanosleep(&pause, NULL);
+	}
 }
 
 /*
@@ -238,10 +284,12 @@ static inline void hostwatch_fuse_visit_(void *argument, uint64_t directory,
 {
 	struct hostwatch_fuse_walk_ *walk =
 		(struct hostwatch_fuse_walk_ *)argument;
-	struct hw_node dir = { directory, 0 };
 
 	if (walk->all && walk->directory != directory)
-		hostwatch_fuse_inode_(walk->f, &dir, 1, walk->first);
+		hostwatch_fuse_count_(walk->f, &walk->f->inodes,
+				      fuse_lowlevel_notify_inval_inode(
+					      walk->f->session, directory, 0, 0),
+				      walk->first);
 	walk->directory = directory;
 	hostwatch_fuse_count_(walk->f, &walk->f->expired,
 			      hostwatch_fuse_expire(walk->f, directory, name,
@@ -270,12 +318,15 @@ static inline void hostwatch_fuse_doubt_(struct hostwatch_fuse *f,
  * the kernel has is expired. Called for LOST and DISCONNECTED by apply. */
 static inline int hostwatch_fuse_out_of_step(struct hostwatch_fuse *f)
 {
+	const struct hw_node root = { FUSE_ROOT_ID, 0 };
 	uint64_t moment = hostwatch_fuse_moment(f);
 	int first = 0;
 
 	__atomic_store_n(&f->moment_, moment + (moment % 2 ? 2 : 1),
 			 __ATOMIC_RELEASE);
 	hostwatch_fuse_doubt_(f, 0, &first);
+	/* Nobody looks up the root by a name. */
+	hostwatch_fuse_inode_(f, &root, 1, &first);
 	return first;
 }
 
@@ -283,15 +334,17 @@ static inline void hostwatch_fuse_delete_(struct hostwatch_fuse *f,
 					  const struct hostwatch_event *e,
 					  int *first)
 {
-	int gone = e->node.nodeid &&
-		   (e->mask & HW_ISDIR ||
-		    (f->links && f->links(f->context, e->node.nodeid) == 0));
 	int error = -ENOENT;
 
-	if (gone && e->dir.nodeid && e->name_size)
-		error = fuse_lowlevel_notify_delete(f->session, e->dir.nodeid,
-						    e->node.nodeid, e->name,
-						    e->name_size);
+	/* Not of what has the nodeid by now. */
+	if (e->dir.nodeid && e->name_size && hostwatch_fuse_hold_(f, &e->node)) {
+		if (e->mask & HW_ISDIR ||
+		    (f->links && f->links(f->context, e->node.nodeid) == 0))
+			error = fuse_lowlevel_notify_delete(
+				f->session, e->dir.nodeid, e->node.nodeid,
+				e->name, e->name_size);
+		hostwatch_fuse_release_(f, &e->node);
+	}
 	if (!error)
 		__atomic_add_fetch(&f->deleted, 1, __ATOMIC_RELAXED);
 	else /* another object there, a mount, or entries below: drop it */
@@ -348,6 +401,7 @@ static inline int hostwatch_fuse_apply(struct hostwatch_fuse *f,
 	case HOSTWATCH_DISCONNECTED:
 		return hostwatch_fuse_out_of_step(f);
 	case HOSTWATCH_RESYNCED:
+	case HOSTWATCH_IN_STEP:
 		hostwatch_fuse_registered(f);
 		break;
 	}
