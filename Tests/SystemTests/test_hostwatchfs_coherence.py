@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import stat
@@ -469,6 +470,59 @@ class FailureTest(MountTest):
         self.fs.process.terminate()
         self.assertEqual(self.fs.process.wait(10), 0)
         self.assertFalse(fusefs.is_mounted(self.mnt))
+
+
+class ShortageTest(MountTest):
+    """The server has no descriptor to spare for a while."""
+
+    limit_before = None
+
+    def leave(self, process, count):
+        """Lets a process open so many descriptors more."""
+        used = {int(number) for number in os.listdir(f"/proc/{process.pid}/fd")}
+        free = [number for number in range(len(used) + count + 1) if number not in used]
+        before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        self.limit_before = self.limit_before or before
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (free[count], before[1]))
+
+    def relieve(self, process):
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, self.limit_before)
+
+    def test_what_cannot_be_registered_again_is_not_stale(self):
+        daemon = Daemon()
+        self.addCleanup(daemon.kill)
+        names = [f"f{number}" for number in range(8)]
+        # By its other name, only who has registered a file hears of its changes.
+        others = [os.path.join(self.outside, name) for name in names]
+        for name, other in zip(names, others):
+            write(other, b"before")
+            os.link(other, self.path(name))
+        fs = fusefs.HostwatchFS(self.share, daemon.socket, self.options)
+        self.addCleanup(fs.kill)
+        for name in names:
+            self.assertEqual(read(os.path.join(fs.path, name)), b"before")
+        fs.sync()
+        daemon.kill()
+        fusefs.wait_until(lambda: "nothing is cached" in fs.log(), "out of step")
+        # One for the connection: files have to be opened for their registration.
+        self.leave(fs.process, 1)
+        daemon.start()
+        fusefs.wait_until(lambda: "in step with hostwatchd again" in fs.log(), "in step", 20)
+        self.assertEqual(fs.log().count("Too many open files"), 1, fs.log())
+        self.relieve(fs.process)
+        for number in range(20):
+            for other in others:
+                write(other, b"x" * number)
+            fs.sync()
+            for name in names:
+                here = os.path.join(fs.path, name)
+                self.assertEqual(os.stat(here).st_size, number)
+                self.assertEqual(read(here), b"x" * number)
+        fusefs.wait_until(lambda: "are followed again" in fs.log(), "registered after all", 20)
+        for name in names:
+            os.unlink(self.path(name))
+        fs.sync()
+        self.assertEqual(os.listdir(fs.path), [])
 
 
 class GitTest(MountTest):
