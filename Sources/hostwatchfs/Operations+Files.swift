@@ -51,8 +51,10 @@ extension Server {
       }
       let file = Descriptor(number)
       // Through the file itself: the name may be another object's by now.
-      let path = try Descriptor(checking: file.use { fd in hwfs_reopen(fd, Int32(hwfs_o_path)) })
-      let found = try found(path, told: entry)
+      let found = try made(entry) { () throws(Failure) in
+        let path = try Descriptor(checking: file.use { fd in hwfs_reopen(fd, Int32(hwfs_o_path)) })
+        return try self.found(path, told: entry)
+      }
       interceptor?.clientChanged(entry, to: found.node.id)
       register([found])
       var parameters = parameters(found, parent: entry.parent, takesAttributes: true)

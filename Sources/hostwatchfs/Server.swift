@@ -28,7 +28,7 @@ final class Server: Sendable {
   let log: Log
   let files = OpenFiles()
   let locks: LockTable
-  /// Nodes whose pages the kernel has at the wrong place.
+  /// What the kernel has wrong after an answer.
   let misplaced: Misplaced
   /// Set before the first request, not changed after.
   let interceptor: (any Interceptor)?

@@ -475,11 +475,20 @@ class FailureTest(MountTest):
 class ShortageTest(MountTest):
     """The server has no descriptor to spare for a while."""
 
+    identity = staticmethod(CoherenceTest.identity)
+
     limit_before = None
 
     def leave(self, process, count):
-        """Lets a process open so many descriptors more."""
-        used = {int(number) for number in os.listdir(f"/proc/{process.pid}/fd")}
+        """Lets a process open so many descriptors more, once it has closed what it is to close."""
+        seen = []
+
+        def is_quiet():
+            seen.append(sorted(os.listdir(f"/proc/{process.pid}/fd")))
+            return len(seen) > 10 and all(one == seen[-1] for one in seen[-10:])
+
+        fusefs.wait_until(is_quiet, "nothing more is closed")
+        used = {int(number) for number in seen[-1]}
         free = [number for number in range(len(used) + count + 1) if number not in used]
         before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         self.limit_before = self.limit_before or before
@@ -523,6 +532,55 @@ class ShortageTest(MountTest):
             os.unlink(self.path(name))
         fs.sync()
         self.assertEqual(os.listdir(fs.path), [])
+
+    def test_what_was_made_and_could_not_be_answered_is_seen(self):
+        write(self.path("file"), b"")
+        os.mkdir(self.path("d"))
+        here = os.path.join(self.mnt, "d")
+        operations = {
+            "mkdir": os.mkdir, "mknod": os.mknod, "symlink": lambda path: os.symlink("x", path),
+            "link": lambda path: os.link(os.path.join(self.mnt, "file"), path),
+            "create": lambda path: os.close(os.open(path, os.O_CREAT | os.O_WRONLY))}
+        failed = set()
+        for name, operation in operations.items():
+            for count in range(3):
+                path, there = os.path.join(here, f"{name}{count}"), self.path("d", f"{name}{count}")
+                for _ in "ab":  # what was registered just now is looked at again
+                    os.listdir(here)
+                    self.assertEqual(outcome(os.lstat, path), "ENOENT")
+                    os.stat(os.path.join(self.mnt, "file"))
+                    self.fs.sync()
+                self.leave(self.fs.process, count)
+                result = outcome(operation, path)
+                self.relieve(self.fs.process)
+                self.assertIn(result, (None, "EMFILE"))
+                if result and os.path.lexists(there):
+                    failed.add(name)
+                self.fs.sync()
+                self.assertEqual(outcome(self.identity, path), outcome(self.identity, there), path)
+                for name_ in ("d", "file"):
+                    self.assertEqual(self.identity(os.path.join(self.mnt, name_)),
+                                     self.identity(self.path(name_)), (path, name_))
+                self.assertEqual(sorted(os.listdir(here)), sorted(os.listdir(self.path("d"))))
+        # The kernel looks up the others itself just before, which fails.
+        self.assertEqual(failed, {"link", "create"})
+
+    def test_a_directory_in_use_is_not_removed_without_keeping_it(self):
+        others = [f"other{number}" for number in range(600)]  # more than are kept open
+        for name in ("d", *others):
+            os.mkdir(self.path(name))
+        self.fs.sync()
+        path = os.path.join(self.mnt, "d")
+        used = os.open(path, os.O_PATH)
+        self.addCleanup(os.close, used)
+        for name in others:
+            os.listdir(os.path.join(self.mnt, name))
+        self.leave(self.fs.process, 0)
+        result = outcome(os.rmdir, path)
+        self.relieve(self.fs.process)
+        self.assertEqual(result, "EMFILE")
+        os.rmdir(path)
+        self.assertEqual(os.fstat(used).st_nlink, 0)
 
 
 class GitTest(MountTest):
