@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import stat
@@ -477,26 +476,6 @@ class ShortageTest(MountTest):
 
     identity = staticmethod(CoherenceTest.identity)
 
-    limit_before = None
-
-    def leave(self, process, count):
-        """Lets a process open so many descriptors more, once it has closed what it is to close."""
-        seen = []
-
-        def is_quiet():
-            seen.append(sorted(os.listdir(f"/proc/{process.pid}/fd")))
-            return len(seen) > 10 and all(one == seen[-1] for one in seen[-10:])
-
-        fusefs.wait_until(is_quiet, "nothing more is closed")
-        used = {int(number) for number in seen[-1]}
-        free = [number for number in range(len(used) + count + 1) if number not in used]
-        before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
-        self.limit_before = self.limit_before or before
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (free[count], before[1]))
-
-    def relieve(self, process):
-        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, self.limit_before)
-
     def test_what_cannot_be_registered_again_is_not_stale(self):
         daemon = Daemon()
         self.addCleanup(daemon.kill)
@@ -514,11 +493,11 @@ class ShortageTest(MountTest):
         daemon.kill()
         fusefs.wait_until(lambda: "nothing is cached" in fs.log(), "out of step")
         # One for the connection: files have to be opened for their registration.
-        self.leave(fs.process, 1)
+        fs.leave_descriptors(1)
         daemon.start()
         fusefs.wait_until(lambda: "in step with hostwatchd again" in fs.log(), "in step", 20)
         self.assertEqual(fs.log().count("Too many open files"), 1, fs.log())
-        self.relieve(fs.process)
+        fs.relieve()
         for number in range(20):
             for other in others:
                 write(other, b"x" * number)
@@ -550,9 +529,9 @@ class ShortageTest(MountTest):
                     self.assertEqual(outcome(os.lstat, path), "ENOENT")
                     os.stat(os.path.join(self.mnt, "file"))
                     self.fs.sync()
-                self.leave(self.fs.process, count)
+                self.fs.leave_descriptors(count)
                 result = outcome(operation, path)
-                self.relieve(self.fs.process)
+                self.fs.relieve()
                 self.assertIn(result, (None, "EMFILE"))
                 if result and os.path.lexists(there):
                     failed.add(name)
@@ -575,9 +554,9 @@ class ShortageTest(MountTest):
         self.addCleanup(os.close, used)
         for name in others:
             os.listdir(os.path.join(self.mnt, name))
-        self.leave(self.fs.process, 0)
+        self.fs.leave_descriptors(0)
         result = outcome(os.rmdir, path)
-        self.relieve(self.fs.process)
+        self.fs.relieve()
         self.assertEqual(result, "EMFILE")
         os.rmdir(path)
         self.assertEqual(os.fstat(used).st_nlink, 0)
