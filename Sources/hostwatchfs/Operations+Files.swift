@@ -53,7 +53,8 @@ extension Server {
       // Through the file itself: the name may be another object's by now.
       let found = try made(entry) { () throws(Failure) in
         let path = try Descriptor(checking: file.use { fd in hwfs_reopen(fd, Int32(hwfs_o_path)) })
-        return try self.found(path, told: entry)
+        // That it still has the name is looked up after this.
+        return try self.found(path, told: entry, self.view.stamp(of: entry.parent))
       }
       interceptor?.clientChanged(entry, to: found.node.id)
       register([found])
