@@ -203,9 +203,10 @@ static int unlink_name(const struct replay_request *r, int dir, const char *name
 	drop(directories, DIRECTORIES, &r->object);
 	if (r->flags & REPLAY_HOLD)
 		object = openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	if (r->flags & REPLAY_COUNT)
-		count(dir, name);
-	result = unlinkat(dir, name, r->flags & REPLAY_ISDIR ? AT_REMOVEDIR : 0);
+	/* With another count the kernel would say that the object is gone. */
+	result = r->flags & REPLAY_COUNT ? count(dir, name) : 0;
+	if (result == 0)
+		result = unlinkat(dir, name, r->flags & REPLAY_ISDIR ? AT_REMOVEDIR : 0);
 	error = errno;
 	if (object >= 0 && result == 0)
 		keep(held, HELD, &r->object, object);
@@ -226,8 +227,13 @@ static int rename_name(const struct replay_request *r, int dir, const char *name
 		drop(directories, DIRECTORIES, &r->object); /* the victim */
 	if (r->flags & REPLAY_HOLD)
 		object = openat(new_dir, new_name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	if (r->flags & REPLAY_COUNT)
-		count(new_dir, new_name);
+	if (r->flags & REPLAY_COUNT && count(new_dir, new_name) < 0 && errno != ENOENT) {
+		error = errno;
+		if (object >= 0)
+			close(object);
+		errno = error;
+		return -1;
+	}
 	/* A directory that the guest has met under its new name goes back to
 	 * the old one here: within the rename that would be ESTALE. */
 	statx(dir, name, AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC, 0, &status);
@@ -280,8 +286,8 @@ static int close_write(const struct replay_request *r, int dir, const char *name
 		fd = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
 		if (fd < 0)
 			error = errno;
-		if (r->flags & REPLAY_MTIME)
-			touch(r, path_fd, "", AT_EMPTY_PATH);
+		if (r->flags & REPLAY_MTIME && touch(r, path_fd, "", AT_EMPTY_PATH) < 0 && !error)
+			error = errno;
 		if (fd >= 0)
 			close(fd);
 	}

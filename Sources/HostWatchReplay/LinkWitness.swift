@@ -34,8 +34,9 @@ final class LinkWitness: Sendable {
   /// The descriptor is the engine's; not used after `stop`.
   init(mount: Int32) { state = Locked(State(mount: mount)) }
 
-  /// Starts the process, so that the first who asks does not wait for that.
-  func start() { state.withLock { _ = Self.process(&$0) } }
+  /// Starts the process, so that the first who asks does not wait for that. If it cannot
+  /// be started who asks is told.
+  func start() { state.withLock { _ = try? Self.process(&$0) } }
 
   func stop() { state.withLock { $0 = State() } }
 
@@ -57,7 +58,13 @@ final class LinkWitness: Sendable {
       let end = monotonicNanoseconds() + UInt64(Self.waitMilliseconds) * 1_000_000
       // One that was killed meanwhile has not taken the time: another is asked.
       repeat {
-        guard let process = Self.process(&state) else { return EPIPE }
+        let process: Process
+        do throws(SystemError) {
+          guard let one = try Self.process(&state) else { return EPIPE }
+          process = one
+        } catch {
+          return error.code
+        }
         switch process.call(request) {
         case .done: return 0
         case .failed(let number): return number
@@ -69,10 +76,10 @@ final class LinkWitness: Sendable {
     }
   }
 
-  private static func process(_ state: inout State) -> Process? {
-    if state.process == nil, let mount = state.mount,
-      let started = try? Replayer(mount: mount, as: argument)
-    {
+  /// Nil at the end.
+  private static func process(_ state: inout State) throws(SystemError) -> Process? {
+    if state.process == nil, let mount = state.mount {
+      let started = try Replayer(mount: mount, as: argument)
       started.limitWait(milliseconds: waitMilliseconds)
       state.process = Process(started)
     }

@@ -51,6 +51,9 @@ package struct ObjectStatus: Sendable {
 /// server keeps it for all requests, the engine reads and changes it between
 /// them. No function but the notifications may wait for a request of the mount, and
 /// none is called with a lock of the engine's held.
+///
+/// What looks at the host throws if that fails (no descriptor is free, the disk
+/// fails): then nothing is known, least of all that something is gone.
 package protocol ReplayMount: AnyObject, Sendable {
   /// Whether the kernel has this node: the root, or one with lookups.
   func isKnown(_ node: NodeID) -> Bool
@@ -65,14 +68,14 @@ package protocol ReplayMount: AnyObject, Sendable {
   func kind(of node: NodeID) -> UInt32?
   /// What the host has; nil if it has it no more. With no name left but still
   /// open somewhere, links is 0.
-  func status(of node: NodeID) -> ObjectStatus?
+  func status(of node: NodeID) throws(SystemError) -> ObjectStatus?
   /// Whether the host has this very object under this name now.
-  func isOnHost(_ node: NodeID, _ place: Place) -> Bool
+  func isOnHost(_ node: NodeID, _ place: Place) throws(SystemError) -> Bool
   /// The highest link count that the kernel may have of it.
   func toldLinks(of node: NodeID) -> UInt64
   /// Looks the name up on the host, makes and registers a node if the object
   /// has none, and keeps it until `release`. Nil if there is nothing.
-  func find(_ place: Place) -> NodeID?
+  func find(_ place: Place) throws(SystemError) -> NodeID?
   /// A node that stands for what is gone: not on the host, and never cached.
   func makePhantom(kind: UInt32) -> NodeID
   /// Keeps a node that is there; false if there is none.

@@ -95,7 +95,12 @@ extension Worker {
   }
 
   private func settle(_ place: Place, _ note: Settling.Note) {
-    let found = mount.find(place)
+    let found: NodeID?
+    do throws(SystemError) {
+      found = try mount.find(place)
+    } catch {
+      return notSeen(place, note, error)
+    }
     defer { if let found { mount.release(found) } }
     let isNamed = engine.queue.withLock { $0.isNamed(place) }
     if found == note.told, !isNamed {
@@ -109,17 +114,31 @@ extension Worker {
       let now = monotonicNanoseconds()
       return engine.settling.withLock { $0.putBack(place, note, now: now) }
     }
+    if let told = note.told {
+      do throws(SystemError) {
+        try tellGone(place, told)
+      } catch {
+        return notSeen(place, note, error)
+      }
+    }
     engine.count(\.settled)
-    if let told = note.told { tellGone(place, told) }
     if let found { _ = ghostCreate(place, found) }
     if mount.entry(place) != found { invalidate(place, found) }
     engine.announce(place, found)
   }
 
+  /// What is there is not known: to be looked at again.
+  private func notSeen(_ place: Place, _ note: Settling.Note, _ error: SystemError) {
+    notSeen(place, error)
+    invalidate(place, nil)
+    let now = monotonicNanoseconds()
+    engine.settling.withLock { $0.putBack(place, note, now: now) }
+  }
+
   /// DELETE of a name, and of the object only if that is gone as well.
-  private func tellGone(_ place: Place, _ told: NodeID) {
+  private func tellGone(_ place: Place, _ told: NodeID) throws(SystemError) {
     let present = mount.entry(place)
-    let isGone = mount.status(of: told)?.links ?? 0 == 0
+    let isGone = try mount.status(of: told)?.links ?? 0 == 0
     if isGone, present == nil || present == told, mount.retain(told) {
       _ = ghostRemove(place, told)
       return mount.release(told)
@@ -135,7 +154,11 @@ extension Worker {
     let now = monotonicNanoseconds()
     for (node, since) in held where now - since > 10 * Settling.quietNanoseconds {
       held[node] = now
-      if mount.status(of: node) == nil { end(node) }
+      do throws(SystemError) {
+        if try mount.status(of: node) == nil { end(node) }
+      } catch {
+        notSeen(nil, error)
+      }
     }
   }
 }

@@ -75,7 +75,10 @@ extension ReplayEngine {
     switch ticket.operation {
     case .create:
       // The kernel has the right, newer object under that name already.
-      if let present, present != ticket.child, isOnHost(present, ticket.place) {
+      // Nor is it undone if the host cannot be asked.
+      if let present, present != ticket.child,
+        (try? isOnHost(present, ticket.place)) ?? true
+      {
         refuse()
         return .node(present, lasting: true)
       }
@@ -88,7 +91,7 @@ extension ReplayEngine {
       return .node(ticket.child, lasting: false)
     case .touch, .closeWrite:
       guard present == ticket.child || present == nil else { return .ordinary }
-      return .node(ticket.child, lasting: isOnHost(ticket.child, ticket.place))
+      return .node(ticket.child, lasting: isLasting(ticket.child, ticket.place))
     }
   }
 
@@ -116,7 +119,7 @@ extension ReplayEngine {
       return nil
     }
     announce(ticket.place, ticket.child)
-    return (ticket.child, isOnHost(ticket.child, ticket.place))
+    return (ticket.child, isLasting(ticket.child, ticket.place))
   }
 
   /// UNLINK and RMDIR by the replayer: whether it is done, else EBUSY.
@@ -206,7 +209,13 @@ extension ReplayEngine {
   }
 
   /// Whether the host has this very object under this name.
-  func isOnHost(_ node: NodeID, _ place: Place) -> Bool {
-    place.directory != orphanage && mount.isOnHost(node, place)
+  func isOnHost(_ node: NodeID, _ place: Place) throws(SystemError) -> Bool {
+    guard place.directory != orphanage else { return false }
+    return try mount.isOnHost(node, place)
+  }
+
+  /// Whether the kernel may keep that: not if the host cannot be asked.
+  private func isLasting(_ node: NodeID, _ place: Place) -> Bool {
+    (try? isOnHost(node, place)) ?? false
   }
 }

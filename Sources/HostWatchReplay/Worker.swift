@@ -46,7 +46,10 @@ final class Worker {
         let lag = monotonicNanoseconds() - item.arrived
         engine.figuresState.withLock { $0.lagNanoseconds = lag }
       case .overrun(let items):
-        for item in items { summarize(item.record) }
+        for item in items {
+          engine.count(\.superseded)
+          summarize(item.record)
+        }
       case .removed(let directories):
         for directory in directories where replayer != nil {
           _ = call(
@@ -216,23 +219,33 @@ final class Worker {
   // MARK: Records
 
   private func apply(_ record: Record) {
-    if record.flags.contains(.recheck) {
-      recheck(record)
-    } else if record.mask.contains(.rename) {
-      rename(record)
-    } else if record.mask.contains(.create) {
-      create(record)
-    } else if record.mask.contains(.delete) {
-      delete(record)
-    } else {
-      change(record)
+    do throws(SystemError) {
+      if record.flags.contains(.recheck) {
+        recheck(record)
+      } else if record.mask.contains(.rename) {
+        try rename(record)
+      } else if record.mask.contains(.create) {
+        try create(record)
+      } else if record.mask.contains(.delete) {
+        try delete(record)
+      } else {
+        try change(record)
+      }
+    } catch {
+      engine.count(\.invalidated)
+      notSeen(record.source ?? record.destination, error)
+      summarize(record)
     }
+  }
+
+  /// The host could not be asked.
+  func notSeen(_ place: Place?, _ error: SystemError) {
+    mount.replayFailed("looking at the host", place, errno: error.code)
   }
 
   /// Not replayed: caches are made true, and what is different in the end about
   /// the names is told when they are settled.
   private func summarize(_ record: Record) {
-    engine.count(\.superseded)
     if record.flags.contains(.recheck) { return recheck(record) }
     let node: NodeID? = record.node == .none ? nil : record.node
     if !record.mask.isDisjoint(with: [.create, .delete, .rename]) {

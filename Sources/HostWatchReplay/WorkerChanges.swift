@@ -5,9 +5,9 @@ import HostWatch
 /// What happens to an object under its names: MODIFY, ATTRIB, CLOSE_WRITE, ACCESS
 /// and its end.
 extension Worker {
-  func change(_ record: Record) {
-    if record.isOfObjectAlone { return changeAlone(record) }
-    if record.name.isEmpty { return changeDirectory(record) }
+  func change(_ record: Record) throws(SystemError) {
+    if record.isOfObjectAlone { return try changeAlone(record) }
+    if record.name.isEmpty { return try changeDirectory(record) }
     guard let place = record.source, mount.isKnown(place.directory) else {
       skip(record)
       return mount.invalidateNode(record.node, contents: true)
@@ -18,13 +18,13 @@ extension Worker {
       // What watchers were told has the name is what they are told of.
       child = present
     } else {
-      child = subject(of: record, at: place, kind: kind(record))
+      child = try subject(of: record, at: place, kind: kind(record))
     }
     defer { mount.release(child) }
     if held[child] != nil {
-      touch(child, place, fold(record), held: true)
+      try touch(child, place, fold(record), held: true)
     } else if present == nil || present == child {
-      touch(child, place, fold(record), held: false)
+      try touch(child, place, fold(record), held: false)
     } else {
       // The name is another object's by now.
       engine.count(\.superseded)
@@ -33,14 +33,14 @@ extension Worker {
   }
 
   /// Without a directory: a link count, an end, or what was opened by handle.
-  private func changeAlone(_ record: Record) {
+  private func changeAlone(_ record: Record) throws(SystemError) {
     let node = record.node
     guard mount.isKnown(node) else { return skip(record) }
     mount.invalidateNode(node, contents: !record.mask.isDisjoint(with: [.modify, .closeWrite]))
     if record.mask.contains(.deleteSelf) {
       end(node)
     } else if record.mask.contains(.attrib), !isToldByNext(node) {
-      tellLinkCount(node)
+      try tellLinkCount(node)
     }
   }
 
@@ -75,7 +75,7 @@ extension Worker {
   }
 
   /// On a directory itself: told to its watchers and to its parent's.
-  private func changeDirectory(_ record: Record) {
+  private func changeDirectory(_ record: Record) throws(SystemError) {
     let node = record.node
     guard mount.isKnown(node), mount.retain(node) else { return skip(record) }
     defer { mount.release(node) }
@@ -83,7 +83,7 @@ extension Worker {
     let place = mount.places(of: node).first {
       mount.isKnown($0.directory) && $0.directory != engine.orphanage
     }
-    touch(node, place, record.mask, held: false)
+    try touch(node, place, record.mask, held: false)
   }
 
   /// A CLOSE_WRITE that follows a MODIFY at once is the same writer's; natively
@@ -110,7 +110,9 @@ extension Worker {
 
   /// Raises what the mask says under the name; without a name, of a directory
   /// itself.
-  private func touch(_ child: NodeID, _ place: Place?, _ mask: EventMask, held: Bool) {
+  private func touch(
+    _ child: NodeID, _ place: Place?, _ mask: EventMask, held: Bool
+  ) throws(SystemError) {
     let writes: EventMask = [.modify, .closeWrite]
     var mask = mask
     if let kind = mount.kind(of: child), ![S_IFREG, S_IFDIR, S_IFLNK].contains(kind) {
@@ -123,7 +125,7 @@ extension Worker {
       }
     }
     mount.invalidateNode(child, contents: !mask.isDisjoint(with: writes))
-    let status = mount.status(of: child)
+    let status = try mount.status(of: child)
     var outcome = Outcome.done
     func raise(_ operation: replay_operation, _ flags: UInt32) {
       guard outcome == .done else { return }

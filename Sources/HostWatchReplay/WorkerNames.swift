@@ -6,22 +6,23 @@ import HostWatch
 extension Worker {
   /// The node that a record about a name is about; to be released. The name's
   /// further fate says which object it was, if the session did not know it.
-  func subject(of record: Record, at place: Place, kind: UInt32) -> NodeID {
+  func subject(
+    of record: Record, at place: Place, kind: UInt32
+  ) throws(SystemError) -> NodeID {
     if record.node != .none, mount.retain(record.node) { return record.node }
     switch engine.queue.withLock({ $0.fate(of: place) }) {
     case .known(let node):
       if mount.retain(node) { return node }
     case .stays(let last):
-      if let node = mount.find(last) {
+      if let node = try mount.find(last) {
+        var isKept = false
+        defer { if !isKept { mount.release(node) } }
         // An object that is told to be elsewhere came here later, by a record
         // that is still to come.
         let places = mount.places(of: node)
-        if places.isEmpty || places.contains(last) || places.contains(place)
-          || mount.status(of: node)?.links ?? 0 > 1
-        {
-          return node
-        }
-        mount.release(node)
+        isKept = places.isEmpty || places.contains(last) || places.contains(place)
+        if !isKept { isKept = try mount.status(of: node)?.links ?? 0 > 1 }
+        if isKept { return node }
       }
     case .gone:
       break
@@ -34,12 +35,12 @@ extension Worker {
     record.mask.contains(.isDirectory) ? S_IFDIR : S_IFREG
   }
 
-  func create(_ record: Record) {
+  func create(_ record: Record) throws(SystemError) {
     guard let place = record.source, mount.isKnown(place.directory) else {
       return skip(record)
     }
     engine.touch(place, before: nil)
-    let child = subject(of: record, at: place, kind: kind(record))
+    let child = try subject(of: record, at: place, kind: kind(record))
     defer { mount.release(child) }
     let outcome = ghostCreate(place, child)
     book(outcome == .failed(EEXIST) ? .refused : outcome, "create", place, child)
@@ -54,7 +55,12 @@ extension Worker {
   }
 
   func ghostCreate(_ place: Place, _ child: NodeID) -> Outcome {
-    let status = mount.status(of: child)
+    let status: ObjectStatus?
+    do throws(SystemError) {
+      status = try mount.status(of: child)
+    } catch {
+      return .failed(error.code)
+    }
     let kind = mount.kind(of: child) ?? S_IFREG
     let ticket = Ticket(operation: .create, place: place, child: child)
     if kind != S_IFDIR, place.directory != engine.orphanage, mount.isKnown(child),
@@ -75,45 +81,44 @@ extension Worker {
     return perform(ticket, request)
   }
 
-  func delete(_ record: Record) {
+  func delete(_ record: Record) throws(SystemError) {
     guard let place = record.source, mount.isKnown(place.directory) else {
-      return lost(record.node, record)
+      return try lost(record.node, record)
     }
     let present = mount.entry(place)
     var child = record.node
     if child == .none || !mount.retain(child) {
       if let present, mount.retain(present) {
         child = present
-        // Registered after the record: what is there now is another object.
-        if record.node == .none, engine.isOnHost(present, place) {
-          mount.release(present)
-          engine.count(\.superseded)
-          // What was removed had a name until then; nobody knows which object.
-          return engine.touch(place, before: nil)
-        }
       } else {
         engine.count(\.phantoms)
         child = mount.makePhantom(kind: kind(record))
       }
     }
     defer { mount.release(child) }
+    // Registered after the record: what is there now is another object.
+    if record.node == .none, child == present, try engine.isOnHost(child, place) {
+      engine.count(\.superseded)
+      // What was removed had a name until then; nobody knows which object.
+      return engine.touch(place, before: nil)
+    }
     engine.touch(place, before: child)
     guard present == nil || present == child else {
       // Another object has the name by now, and the kernel knows it.
       engine.count(\.superseded)
-      return lost(child, nil)
+      return try lost(child, nil)
     }
-    if record.node == child { awaitEnd(of: child) }
+    if record.node == child { try awaitEnd(of: child) }
     let outcome = ghostRemove(place, child)
     if !book(outcome == .failed(EEXIST) ? .refused : outcome, "delete", place, child) {
-      lost(child, nil)
+      try lost(child, nil)
     }
   }
 
   /// The object is gone from the host. Whether this was its last name is told by
   /// what comes next of it: its end, or the removal of another name.
-  private func awaitEnd(of node: NodeID) {
-    guard mount.kind(of: node) != S_IFDIR, mount.isKnown(node), mount.status(of: node) == nil
+  private func awaitEnd(of node: NodeID) throws(SystemError) {
+    guard mount.kind(of: node) != S_IFDIR, mount.isKnown(node), try mount.status(of: node) == nil
     else { return }
     // The daemon holds a DELETE_SELF for so long, for the DELETE to come first.
     let deadline = monotonicNanoseconds() + 10 * Self.pairingNanoseconds
@@ -126,10 +131,10 @@ extension Worker {
   }
 
   /// A name of the object went where the kernel knows nothing of it.
-  func lost(_ node: NodeID, _ record: Record?) {
+  func lost(_ node: NodeID, _ record: Record?) throws(SystemError) {
     if let record { skip(record) }
     guard node != .none, mount.isKnown(node) else { return }
-    if mount.status(of: node)?.links ?? 0 == 0, !hasPendingEnd(node) { bury(node) }
+    if try mount.status(of: node)?.links ?? 0 == 0, !hasPendingEnd(node) { bury(node) }
   }
 
   /// Whether records that end the object are still to be replayed.
@@ -140,7 +145,12 @@ extension Worker {
   func ghostRemove(_ place: Place, _ child: NodeID) -> Outcome {
     let isDirectory = mount.kind(of: child) == S_IFDIR
     mount.closeCached(child)
-    let status = mount.status(of: child)
+    let status: ObjectStatus?
+    do throws(SystemError) {
+      status = try mount.status(of: child)
+    } catch {
+      return .failed(error.code)
+    }
     var ticket = Ticket(operation: .remove, place: place, child: child)
     var flags: UInt32 = isDirectory ? REPLAY_ISDIR : 0
     var remaining = 0
@@ -207,10 +217,12 @@ extension Worker {
 
   /// Raises IN_ATTRIB of the object alone: its link count has changed, under a
   /// name that the kernel does not know.
-  func tellLinkCount(_ node: NodeID) {
+  func tellLinkCount(_ node: NodeID) throws(SystemError) {
     guard mount.kind(of: node) != S_IFDIR else { return }
     let place = orphan(node)
-    guard let status = mount.status(of: node), status.links > 0 else { return lost(node, nil) }
+    guard let status = try mount.status(of: node), status.links > 0 else {
+      return try lost(node, nil)
+    }
     var ticket = Ticket(operation: .remove, place: place, child: node)
     ticket.bias[node.nodeid] = 1
     let request = request(

@@ -5,13 +5,17 @@ import HostWatch
 /// RENAME: within what the kernel knows, into it, out of it, over something, and
 /// two that are an exchange.
 extension Worker {
-  func rename(_ record: Record) {
+  func rename(_ record: Record) throws(SystemError) {
     let source = record.source.flatMap { mount.isKnown($0.directory) ? $0 : nil }
     let destination = record.destination.flatMap { mount.isKnown($0.directory) ? $0 : nil }
     let victim = victim(of: record)
-    defer { if let victim { finish(victim) } }
+    defer {
+      if let victim {
+        do throws(SystemError) { try finish(victim) } catch { notSeen(nil, error) }
+      }
+    }
     guard source != nil || destination != nil else { return skip(record) }
-    let child = renamed(record, source, destination)
+    let child = try renamed(record, source, destination)
     defer { mount.release(child) }
     if let source { engine.touch(source, before: child) }
     if let destination { engine.touch(destination, before: victim?.node) }
@@ -21,15 +25,15 @@ extension Worker {
       move.source = nil
       engine.count(\.superseded)
     }
-    let reverse = exchanged(record, move)
+    let reverse = try exchanged(record, move)
     if let reverse {
       move.target = reverse
     } else {
-      prepareTarget(&move, record, victim)
+      try prepareTarget(&move, record, victim)
     }
     defer { if let target = move.target { mount.release(target) } }
     guard move.source != nil || move.destination != nil else { return }
-    perform(move, exchange: reverse != nil)
+    try perform(move, exchange: reverse != nil)
   }
 
   struct Move {
@@ -45,10 +49,12 @@ extension Worker {
   }
 
   /// The object that was renamed; to be released.
-  private func renamed(_ record: Record, _ source: Place?, _ destination: Place?) -> NodeID {
+  private func renamed(
+    _ record: Record, _ source: Place?, _ destination: Place?
+  ) throws(SystemError) -> NodeID {
     if record.node != .none, mount.retain(record.node) { return record.node }
     if let source, let present = mount.entry(source), mount.retain(present) { return present }
-    if let destination { return subject(of: record, at: destination, kind: kind(record)) }
+    if let destination { return try subject(of: record, at: destination, kind: kind(record)) }
     engine.count(\.phantoms)
     return mount.makePhantom(kind: kind(record))
   }
@@ -67,29 +73,30 @@ extension Worker {
   }
 
   /// What is left to be told of a victim when the rename is done.
-  private func finish(_ victim: Record) {
+  private func finish(_ victim: Record) throws(SystemError) {
     let node = victim.node
     guard mount.isKnown(node) else { return }
     mount.invalidateNode(node, contents: false)
     if victim.mask.contains(.deleteSelf) {
       end(node)
     } else if !told.contains(node) {
-      tellLinkCount(node)
+      try tellLinkCount(node)
     }
     told.remove(node)
   }
 
   /// RENAME_EXCHANGE comes as two records: takes the second, and says what
   /// changes places with the first one's object.
-  private func exchanged(_ record: Record, _ move: Move) -> NodeID? {
+  private func exchanged(_ record: Record, _ move: Move) throws(SystemError) -> NodeID? {
     guard let source = move.source, let destination = move.destination,
       !record.flags.contains(.replaced)
     else { return nil }
     // Only if something is there is it worth waiting for.
     let target = mount.entry(destination)
-    let isWorthWaiting =
-      target != nil && target != move.child
-      && mount.status(of: target ?? .none)?.links ?? 0 > 0
+    var isWorthWaiting = false
+    if let target, target != move.child {
+      isWorthWaiting = try mount.status(of: target)?.links ?? 0 > 0
+    }
     let deadline = isWorthWaiting ? monotonicNanoseconds() + Self.pairingNanoseconds : 0
     let reverse: Record? =
       engine.queue.wait(until: deadline) { queue -> Record?? in
@@ -102,21 +109,23 @@ extension Worker {
       } ?? nil
     guard let reverse else { return nil }
     if let target, target != move.child, mount.retain(target) { return target }
-    return renamed(reverse, nil, source)
+    return try renamed(reverse, nil, source)
   }
 
   /// What is under the new name: overwritten, or out of the way first.
-  private func prepareTarget(_ move: inout Move, _ record: Record, _ victim: Record?) {
+  private func prepareTarget(
+    _ move: inout Move, _ record: Record, _ victim: Record?
+  ) throws(SystemError) {
     guard let destination = move.destination else { return }
     var target = mount.entry(destination)
     if target == nil, let victim, mount.isKnown(victim.node) { target = victim.node }
     guard let found = target, found != move.child, mount.retain(found) else { return }
+    defer { if move.target == nil { mount.release(found) } }
     mount.closeCached(found)
-    let status = mount.status(of: found)
+    let status = try mount.status(of: found)
     let isDirectory = mount.kind(of: found) == S_IFDIR
-    if engine.isOnHost(found, destination) {
+    if try engine.isOnHost(found, destination) {
       // Newer than the record: only the departure is told.
-      mount.release(found)
       move.destination = nil
       engine.count(\.superseded)
       return
@@ -125,17 +134,15 @@ extension Worker {
     if lives, isDirectory || !(record.flags.contains(.replaced) || victim?.node == found) {
       // It is elsewhere by now, which its own record tells.
       if isDirectory {
-        setAside(destination, found)
+        try setAside(destination, found)
       } else {
         mount.invalidateEntry(destination)
         mount.removeEntry(destination)
       }
-      mount.release(found)
       return
     }
     if isDirectory != (mount.kind(of: move.child) == S_IFDIR) {
       _ = ghostRemove(destination, found)
-      mount.release(found)
       return
     }
     move.target = found
@@ -144,12 +151,12 @@ extension Worker {
   }
 
   /// A living directory goes out of the way, watchers and all.
-  func setAside(_ place: Place, _ node: NodeID) {
+  func setAside(_ place: Place, _ node: NodeID) throws(SystemError) {
     let move = Move(child: node, source: place, destination: nil)
-    perform(move, exchange: false)
+    try perform(move, exchange: false)
   }
 
-  private func perform(_ move: Move, exchange: Bool) {
+  private func perform(_ move: Move, exchange: Bool) throws(SystemError) {
     let child = move.child
     let hidden = orphan(child)
     if move.source == nil, mount.entry(hidden) != child {
@@ -168,7 +175,7 @@ extension Worker {
     var flags: UInt32 = exchange ? REPLAY_EXCHANGE : 0
     var remaining = 0
     if let target = move.target, !exchange, mount.kind(of: target) != S_IFDIR {
-      let status = mount.status(of: target)
+      let status = try mount.status(of: target)
       remaining = remainingNames(target, without: to, status)
       flags |= REPLAY_COUNT
       ticket.bias[target.nodeid] = remaining + 1 - Int(status?.links ?? 0)

@@ -6,18 +6,25 @@ struct Top: ParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Show sessions, shares and filesystems live.",
     discussion: """
-      On a terminal the picture is renewed at each interval until "q". The keys that sort: r rate, \
-      u queue, a lag, n nodes, e delivered, c corrected, d dropped, l lost, i id, p pid, s share; the \
-      same key again turns the order round. The space bar renews at once. Elsewhere, as in a pipe, each interval's \
-      tables are printed one after the other, with an empty line between them.
+      On a terminal the picture is renewed at each interval until "q". The keys that sort sessions \
+      and shares: r rate, u queue, a lag, l lost, c corrected, d dropped, e delivered, n nodes, \
+      i id, p pid, s share; the same key again turns the order round. The space bar renews at once. \
+      Where the terminal is narrow, the columns that tell least are left out. Elsewhere, as in a \
+      pipe, each interval's tables are printed whole, one after the other, with an empty line \
+      between them.
 
-      RECORDS/S, EVENTS/S and CORRECTED/S are over the last interval; "-" is not known yet. QUEUE \
-      is what waits, in a session in bytes and on a filesystem in the kernel's events; FULL% is \
-      how much of a session's limit that is. LAG-P50 and LAG-P99 are bounds under which half and \
-      99 of 100 batches of the interval stayed, from being found to being sent.
+      RECORDS/S, EVENTS/S and CORRECTED/S are over the last interval; "-" is not known yet. \
+      DELIVERED, DROPPED, LOST and CORRECTED are counted from the start of the session or, with \
+      those of sessions that have ended, of the share. QUEUE is what waits, in a session or a share \
+      in bytes and on a filesystem in the kernel's events; FULL% is how much of a session's limit \
+      that is. LAG-P50 and LAG-P99 are bounds under which half and 99 of 100 batches of the interval \
+      stayed: on a filesystem from being found to being offered, in a session or a share until the \
+      client's socket had taken them.
 
       With --json each interval is one object on a line: the daemon's status with "time", \
-      "interval_seconds", and a member whose name ends in "_rate" (per second, or null) beside the counters.
+      "interval_seconds", a member whose name ends in "_rate" (per second, or null) beside the \
+      counters, and "lag_p50_us" and "lag_p99_us" (microseconds, null if there was no batch, "+Inf" \
+      above the last bound).
       """)
 
   @OptionGroup var daemon: DaemonOptions
@@ -129,7 +136,8 @@ struct Top: ParsableCommand {
   }
 
   private static let keys =
-    "q quit  " + TopOrder.allCases.map { "\($0.key) \($0.rawValue)" }.joined(separator: "  ")
+    "q quit  "
+    + TopOrder.allCases.map { "\($0.key) \($0.rawValue)" }.joined(separator: "  ")
 
   private static func milliseconds(until due: UInt64) -> Int32 {
     let now = Clock.monotonicMicroseconds()

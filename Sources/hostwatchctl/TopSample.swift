@@ -14,10 +14,11 @@ struct TopSample {
   }
 
   /// The bucket in which a batch's lag lies that `share` of the batches since
-  /// `before` did not exceed, of the buckets that `bounds` parts: its upper bound in microseconds, infinite for the last
+  /// `before` did not exceed: its upper bound in microseconds, infinite for the last
   /// bucket. Nil when there was no batch, or the daemon tells of no lag.
-  static func lag(_ now: JSON, _ before: JSON?, bounds: JSON, share: Double) -> Double? {
-    let bounds = bounds.elements.map { $0.double ?? .infinity } + [.infinity]
+  func lag(_ now: JSON, _ before: JSON?, share: Double) -> Double? {
+    // A filesystem has them beside its counts, too.
+    let bounds = status["lag_bounds_us"].elements.map { $0.double ?? .infinity } + [.infinity]
     var counts = now["lag_counts"].elements.map { $0.double ?? 0 }
     guard !counts.isEmpty, counts.count == bounds.count else { return nil }
     let old = before?["lag_counts"].elements.map { $0.double ?? 0 } ?? []
@@ -35,39 +36,54 @@ struct TopSample {
   }
 }
 
-/// A session as `top` shows it.
-struct TopSession {
+/// A session or a share as `top` shows it.
+struct TopRow {
   let row: JSON
-  /// Records a second.
+  /// Records a second, and those among them that were corrected.
   let rate: Double?
-  /// Of the queue's limit, 0 to 1.
+  let correctedRate: Double?
+  /// Of the queue's limit, 0 to 1; nil of a share, which has none.
   let fill: Double?
-  /// Under which 99 of 100 batches stayed, in microseconds.
+  /// As `TopSample.lag`, of half and of 99 of 100 batches.
+  let median: Double?
   let lag: Double?
-  let corrected: Double?
 
-  var id: Double { row["id"].double ?? 0 }
+  private init(_ row: JSON, _ same: JSON?, _ now: TopSample, seconds: Double) {
+    self.row = row
+    rate = TopSample.rate("delivered", row, same, seconds: seconds)
+    correctedRate = TopSample.rate("corrected", row, same, seconds: seconds)
+    let limit = row["queue_limit"].double ?? 0
+    fill = limit > 0 ? row["queue_bytes"].double.map { $0 / limit } : nil
+    median = now.lag(row, same, share: 0.5)
+    lag = now.lag(row, same, share: 0.99)
+  }
 
   /// The sessions of `now`, with what each had in `before`.
-  static func all(_ now: TopSample, since before: TopSample?) -> [TopSession] {
+  static func sessions(_ now: TopSample, since before: TopSample?) -> [TopRow] {
+    rows("sessions", now, before) { $0["id"] == $1["id"] && $0["pid"] == $1["pid"] }
+  }
+
+  /// The shares: of each what its sessions had, those included that have ended.
+  static func shares(_ now: TopSample, since before: TopSample?) -> [TopRow] {
+    rows("shares", now, before) { $0["name"] == $1["name"] }
+  }
+
+  private static func rows(
+    _ key: String, _ now: TopSample, _ before: TopSample?, _ isSame: (JSON, JSON) -> Bool
+  ) -> [TopRow] {
     let seconds = before.map { Double(now.microseconds - $0.microseconds) / 1e6 } ?? 0
-    let old = before?.status["sessions"].elements ?? []
-    return now.status["sessions"].elements.map { row in
-      let same = old.first { $0["id"] == row["id"] && $0["pid"] == row["pid"] }
-      let limit = row["queue_limit"].double ?? 0
-      let fill = limit > 0 ? row["queue_bytes"].double.map { $0 / limit } : nil
-      return TopSession(
-        row: row, rate: TopSample.rate("delivered", row, same, seconds: seconds), fill: fill,
-        lag: TopSample.lag(row, same, bounds: now.status["lag_bounds_us"], share: 0.99),
-        corrected: TopSample.rate("corrected", row, same, seconds: seconds))
+    let old = before?.status[key].elements ?? []
+    return now.status[key].elements.map { row in
+      TopRow(row, old.first { isSame($0, row) }, now, seconds: seconds)
     }
   }
 }
 
-/// What the sessions are sorted by. Figures begin with the greatest, names and
-/// numbers of things with the least; equal ones are in the order of their ids.
+/// What sessions and shares are sorted by. Figures begin with the greatest, names and
+/// numbers of things with the least; equal ones, and shares by what they do not have,
+/// are in the daemon's order.
 enum TopOrder: String, CaseIterable {
-  case rate, queue, lag, nodes, delivered, corrected, dropped, lost, id, pid, share
+  case rate, queue, lag, lost, corrected, dropped, delivered, nodes, id, pid, share
 
   /// The key that chooses it.
   var key: Character {
@@ -75,11 +91,11 @@ enum TopOrder: String, CaseIterable {
     case .rate: "r"
     case .queue: "u"  // "q" ends the program
     case .lag: "a"
-    case .nodes: "n"
-    case .delivered: "e"
+    case .lost: "l"
     case .corrected: "c"
     case .dropped: "d"
-    case .lost: "l"
+    case .delivered: "e"
+    case .nodes: "n"
     case .id: "i"
     case .pid: "p"
     case .share: "s"
@@ -91,24 +107,33 @@ enum TopOrder: String, CaseIterable {
     self = order
   }
 
-  func sorted(_ sessions: [TopSession], reversed: Bool) -> [TopSession] {
-    sessions.sorted { left, right in
-      let order = compare(left, right)
-      if order == 0 { return left.id < right.id }
+  func sorted(_ rows: [TopRow], reversed: Bool) -> [TopRow] {
+    rows.enumerated().sorted { left, right in
+      let order = compare(left.element, right.element)
+      if order == 0 { return left.offset < right.offset }
       return (order < 0) != reversed
+    }.map(\.element)
+  }
+
+  private func compare(_ left: TopRow, _ right: TopRow) -> Int {
+    switch self {
+    case .rate: return greater(left.rate, right.rate)
+    case .queue:
+      let order = greater(left.fill, right.fill)
+      return order != 0
+        ? order : greater(left.row["queue_bytes"].double, right.row["queue_bytes"].double)
+    case .lag:
+      let order = greater(left.lag, right.lag)
+      return order != 0 ? order : greater(left.median, right.median)
+    case .nodes, .delivered, .dropped, .lost, .corrected:
+      return greater(left.row[rawValue].double, right.row[rawValue].double)
+    case .id, .pid: return -greater(left.row[rawValue].double, right.row[rawValue].double)
+    case .share: return less(Self.share(left), Self.share(right))
     }
   }
 
-  private func compare(_ left: TopSession, _ right: TopSession) -> Int {
-    switch self {
-    case .rate: greater(left.rate, right.rate)
-    case .queue: greater(left.fill, right.fill)
-    case .lag: greater(left.lag, right.lag)
-    case .nodes, .delivered, .corrected, .dropped, .lost:
-      greater(left.row[rawValue].double, right.row[rawValue].double)
-    case .id, .pid: -greater(left.row[rawValue].double, right.row[rawValue].double)
-    case .share: less(left.row["share"].text ?? "", right.row["share"].text ?? "")
-    }
+  private static func share(_ row: TopRow) -> String {
+    row.row["share"].text ?? row.row["name"].text ?? ""
   }
 
   private func greater(_ left: Double?, _ right: Double?) -> Int {

@@ -10,16 +10,25 @@ struct TopView {
   private var seconds: Double {
     before.map { Double(now.microseconds - $0.microseconds) / 1e6 } ?? 0
   }
-  private var sessions: [TopSession] {
-    order.sorted(TopSession.all(now, since: before), reversed: reversed)
+  private var sessions: [TopRow] {
+    order.sorted(TopRow.sessions(now, since: before), reversed: reversed)
+  }
+  private var shares: [TopRow] {
+    order.sorted(TopRow.shares(now, since: before), reversed: reversed)
   }
 
   /// What fits into the terminal: no line is wider than `width` cells, and there are
   /// at most `height`; nil stands for no limit. Of what is too much the sessions at
-  /// the end are left out first, and their number is told.
+  /// the end are left out first, and their number is told; and of each table the
+  /// columns that tell least.
   func lines(width: Int? = nil, height: Int? = nil) -> [String] {
-    let top = summary + section("FILESYSTEMS", filesystems) + section("SHARES", shares)
-    var bottom = section("SESSIONS by \(order.rawValue)\(reversed ? ", reversed" : "")", table)
+    func section(_ title: String, _ table: Table?) -> [String] {
+      guard let table else { return [] }
+      return ["", title] + table.lines(width: width)
+    }
+    let top = summary + section("FILESYSTEMS", filesystemTable) + section("SHARES", shareTable)
+    var bottom = section(
+      "SESSIONS by \(order.rawValue)\(reversed ? ", reversed" : "")", sessionTable)
     if let height {
       let room = max(0, height - top.count)
       if bottom.count > room {
@@ -30,11 +39,6 @@ struct TopView {
     let all = (top + bottom).prefix(height ?? .max)
     guard let width else { return Array(all) }
     return all.map { Columns.cut($0, to: width) }
-  }
-
-  private func section(_ title: String, _ table: Table?) -> [String] {
-    guard let table else { return [] }
-    return ["", title] + table.lines
   }
 
   // MARK: Text
@@ -53,21 +57,20 @@ struct TopView {
     return [first, (totals + rates).joined(separator: ", ")]
   }
 
-  private var filesystems: Table? {
+  private var filesystemTable: Table? {
     let rows = now.status["filesystems"].elements
     guard !rows.isEmpty else { return nil }
     var table = Table([
-      Table.text("DEVICE"), Table.text("TYPE"), Table.number("SESSIONS"), Table.number("OBJECTS"),
-      Table.number("QUEUE"), Table.number("EVENTS/S"), Table.number("CORRECTED/S"),
-      Table.number("OVERFLOWS"), Table.number("LAG-P50"), Table.number("LAG-P99"),
+      Table.text("DEVICE"), Table.text("TYPE", leave: 4), Table.number("SESSIONS", leave: 1),
+      Table.number("OBJECTS", leave: 3), Table.number("QUEUE"), Table.number("EVENTS/S"),
+      Table.number("CORRECTED/S"), Table.number("OVERFLOWS", leave: 5),
+      Table.number("LAG-P50", leave: 2), Table.number("LAG-P99"),
     ])
     for row in rows {
-      let old = before?.status["filesystems"].elements.first { $0["device"] == row["device"] }
+      let old = filesystem(row["device"], in: before)
       let rates = ["kernel_events", "corrected"]
         .map { Self.text(TopSample.rate($0, row, old, seconds: seconds)) }
-      let lags = [0.5, 0.99].map {
-        Self.lag(TopSample.lag(row, old, bounds: row["lag_bounds_us"], share: $0))
-      }
+      let lags = [0.5, 0.99].map { Self.lag(now.lag(row, old, share: $0)) }
       table.append(
         [row["device"].text ?? "", row["type"].text ?? ""]
           + ["sessions", "objects", "queue_events"].map { Self.text(row[$0]) } + rates
@@ -76,37 +79,44 @@ struct TopView {
     return table
   }
 
-  private var shares: Table? {
-    let rows = now.status["shares"].elements
+  private func filesystem(_ device: JSON, in sample: TopSample?) -> JSON? {
+    sample?.status["filesystems"].elements.first { $0["device"] == device }
+  }
+
+  private var shareTable: Table? {
+    let rows = shares
     guard !rows.isEmpty else { return nil }
     var table = Table([
-      Table.text("NAME"), Table.text("STATE"), Table.number("SESSIONS"), Table.number("RECORDS/S"),
-      Table.number("QUEUE"), Table.number("LAG-P99"), Table.number("LOST"),
-      Table.number("CORRECTED"), Table.text("PATH"),
+      Table.text("NAME"), Table.text("STATE", leave: leave(4)),
+      Table.number("SESSIONS", leave: leave(3)), Table.number("RECORDS/S"),
+      Table.number("QUEUE"), Table.number("LAG-P50", leave: leave(2)), Table.number("LAG-P99"),
+      Table.number("DROPPED", leave: leave(5, .dropped)), Table.number("LOST"),
+      Table.number("CORRECTED"), Table.text("PATH", leave: leave(1)),
     ])
-    for row in rows {
-      let old = before?.status["shares"].elements.first { $0["name"] == row["name"] }
-      let bounds = now.status["lag_bounds_us"]
+    for share in rows {
+      let row = share.row
       table.append([
         row["name"].text ?? "", row["state"].text ?? "", Self.text(row["sessions"]),
-        Self.text(TopSample.rate("delivered", row, old, seconds: seconds)),
-        Self.text(row["queue_bytes"]),
-        Self.lag(TopSample.lag(row, old, bounds: bounds, share: 0.99)), Self.text(row["lost"]),
+        Self.text(share.rate), Self.text(row["queue_bytes"]), Self.lag(share.median),
+        Self.lag(share.lag), Self.text(row["dropped"]), Self.text(row["lost"]),
         Self.text(row["corrected"]), row["path"].text ?? "",
       ])
     }
     return table
   }
 
-  private var table: Table? {
+  private var sessionTable: Table? {
     let rows = sessions
     guard !rows.isEmpty else { return nil }
     var table = Table([
-      Table.number("ID"), Table.text("MODE"), Table.text("SHARE"), Table.number("PID"),
-      Table.number("NODES"), Table.number("RECORDS/S"), Table.number("QUEUE"),
-      Table.number("FULL%"), Table.number("LAG-P99"), Table.number("LOST"),
-      Table.number("CORRECTED"), Table.number("DELIVERED"), Table.number("DROPPED"),
-      Table.number("AGE"), Table.text("PATH"),
+      Table.number("ID"), Table.text("MODE", leave: leave(4)), Table.text("SHARE"),
+      Table.number("PID"), Table.number("NODES", leave: leave(6, .nodes)),
+      Table.number("RECORDS/S"), Table.number("QUEUE", leave: leave(8)),
+      Table.number("FULL%"), Table.number("LAG-P50", leave: leave(5)), Table.number("LAG-P99"),
+      Table.number("DELIVERED", leave: leave(3, .delivered)),
+      Table.number("DROPPED", leave: leave(7, .dropped)), Table.number("LOST"),
+      Table.number("CORRECTED"), Table.number("AGE", leave: leave(2)),
+      Table.text("PATH", leave: leave(1)),
     ])
     for session in rows {
       let row = session.row
@@ -114,13 +124,16 @@ struct TopView {
         Self.text(row["id"]), row["mode"].text ?? "", row["share"].text ?? "",
         Self.text(row["pid"]), Self.text(row["nodes"]), Self.text(session.rate),
         Self.text(row["queue_bytes"]), Self.text(session.fill.map { $0 * 100 }),
-        Self.lag(session.lag), Self.text(row["lost"]), Self.text(row["corrected"]),
-        Self.text(row["delivered"]), Self.text(row["dropped"]),
+        Self.lag(session.median), Self.lag(session.lag), Self.text(row["delivered"]),
+        Self.text(row["dropped"]), Self.text(row["lost"]), Self.text(row["corrected"]),
         StatusReport.duration(row["age_seconds"]), row["path"].text ?? "",
       ])
     }
     return table
   }
+
+  /// What is sorted by is not left out.
+  private func leave(_ turn: Int, _ shows: TopOrder? = nil) -> Int { order == shows ? 0 : turn }
 
   private static func text(_ value: JSON) -> String {
     guard case .number(let digits) = value else { return "-" }
@@ -140,7 +153,7 @@ struct TopView {
 
   // MARK: JSON
 
-  /// The daemon's own answer with the rates added to each part.
+  /// The daemon's own answer with rates and lags added to each part.
   func json(time: String) -> JSON {
     func number(_ value: Double?) -> JSON {
       value.map { .number(StatusReport.decimal($0)) } ?? .null
@@ -156,32 +169,37 @@ struct TopView {
         number(TopSample.rate($0, now.status["totals"], old?["totals"], seconds: seconds))
       )
     }
+    func lags(_ median: Double?, _ lag: Double?) -> [(String, JSON)] {
+      [("lag_p50_us", median), ("lag_p99_us", lag)].map { ($0, Self.bound($1)) }
+    }
     let filesystems = now.status["filesystems"].elements.map { row in
-      let same = old?["filesystems"].elements.first { $0["device"] == row["device"] }
+      let same = filesystem(row["device"], in: before)
       return with(
         row,
         ["kernel_events", "corrected"].map {
           ("\($0)_rate", number(TopSample.rate($0, row, same, seconds: seconds)))
-        })
+        } + lags(now.lag(row, same, share: 0.5), now.lag(row, same, share: 0.99)))
     }
-    let shares = now.status["shares"].elements.map { row in
-      let same = old?["shares"].elements.first { $0["name"] == row["name"] }
-      return with(
-        row,
-        ["delivered", "corrected"].map {
-          ("\($0)_rate", number(TopSample.rate($0, row, same, seconds: seconds)))
+    func all(_ rows: [TopRow]) -> JSON {
+      .array(
+        rows.map { row in
+          with(
+            row.row,
+            [
+              ("delivered_rate", number(row.rate)), ("corrected_rate", number(row.correctedRate)),
+            ] + lags(row.median, row.lag))
         })
     }
     return .object([
       "time": .string(time), "interval_seconds": before == nil ? .null : number(seconds),
       "pid": now.status["pid"], "totals": with(now.status["totals"], totals),
-      "filesystems": .array(filesystems), "shares": .array(shares),
-      "sessions": .array(
-        sessions.map {
-          with(
-            $0.row,
-            [("delivered_rate", number($0.rate)), ("corrected_rate", number($0.corrected))])
-        }),
+      "filesystems": .array(filesystems), "shares": all(shares), "sessions": all(sessions),
     ])
+  }
+
+  /// Greater than every number in jq(1)'s order, if it is above the last bound.
+  private static func bound(_ value: Double?) -> JSON {
+    guard let value else { return .null }
+    return value.isInfinite ? .string("+Inf") : .number("\(Int64(value))")
   }
 }

@@ -10,7 +10,8 @@ import HostWatch
 /// Out of step, everything is told with the timeout 0 and everything cached has
 /// been expired, so that nothing stale is served. In step again means: every
 /// node in the view is registered, and every change before that has been told
-/// (a SYNC was answered and what came before it is applied).
+/// (a SYNC was answered and what came before it is applied). A node that cannot be
+/// opened to be registered is not cached until it has been.
 @safe final class Follower: @unchecked Sendable {
   private let daemon: Daemon
   private let view: View
@@ -31,9 +32,21 @@ import HostWatch
   private let progress = Locked(Progress())
   /// Ends the thread's wait.
   private let wake: Int32
-  /// Nodes that were found gone when everything was registered again. Only the
-  /// follower's thread uses it.
+  // Only the follower's thread uses these two.
+  /// Nodes that were found gone when everything was registered again.
   private nonisolated(unsafe) var gone: [UInt64] = []
+  private nonisolated(unsafe) var unopened = Unopened()
+
+  /// Nodes that could not be opened for their registration, but are not gone.
+  private struct Unopened {
+    var nodes: [UInt64] = []
+    /// Why, of the first.
+    var failure = Failure(0)
+    /// What was told of them before they were to be registered is up to then.
+    var since = timespec()
+    /// When they are tried again, microseconds.
+    var due: UInt64 = 0
+  }
 
   init(
     _ daemon: Daemon, _ view: View, _ backing: Backing, _ applier: any Applier,
@@ -97,6 +110,7 @@ import HostWatch
     daemon.setReregister { [unowned self] since in registerAll(since) }
     var event = unsafe hostwatch_event()
     while !stopping.withLock({ $0 }) {
+      let retry = registerUnopened()
       let asked = progress.withLock { $0.asked }
       let result = unsafe daemon.next(&event, timeoutMilliseconds: 0)
       if result == 1 {
@@ -108,7 +122,7 @@ import HostWatch
           progress.busySince = nil
           if pause < 0 { progress.served = asked }
         }
-        wait(pause)
+        wait(earlier(pause, retry))
       } else if !stopping.withLock({ $0 }) {
         // It has given up: what is wrong does not go away by itself, but an
         // administrator may put it right.
@@ -143,13 +157,7 @@ import HostWatch
   }
 
   private func handle(_ event: hostwatch_event) {
-    for id in unsafe gone {
-      var change = Change()
-      change.mask = UInt64(HW_DELETE_SELF)
-      change.node = id
-      applier.apply(change)
-    }
-    unsafe gone = []
+    tellGone()
     switch unsafe hostwatch_kind(rawValue: event.kind) {
     case HOSTWATCH_EVENT:
       let change = unsafe Change(event)
@@ -160,7 +168,8 @@ import HostWatch
       leaveStep(why)
     case HOSTWATCH_IN_STEP: enterStep()
     case HOSTWATCH_REGISTER_FAILED:
-      unsafe leave(event.node.nodeid, .refused(-event.error))
+      unsafe view.setFollowing(event.node.nodeid, .refused(-event.error))
+      unsafe invalidator.invalidate(event.node.nodeid, attributesOnly: false)
     case HOSTWATCH_DETACHED:
       log.warning(unsafe "hostwatchd ended the session: \(Self.reason(event.reason))")
     default: break  // OUT_OF_STEP and IN_STEP say what matters.
@@ -192,52 +201,94 @@ import HostWatch
     applier.inStep()
   }
 
-  /// Nobody tells of a node's changes from here on: nothing of it stays cached.
-  private func leave(_ id: UInt64, _ following: View.Following) {
-    view.setFollowing(id, following)
-    invalidator.invalidate(id, attributesOnly: false)
-  }
+  // MARK: - Registering anew
 
   /// Registers every node in a new session; 0, or a negative errno if the
   /// connection was lost meanwhile.
   private func registerAll(_ since: timespec) -> Int32 {
-    let ids = view.allIDs.filter { $0 != View.root }
-    var unfollowed: [Int32: Int] = [:]
-    defer {
-      for (code, count) in unfollowed {
-        log.warning(
-          "\(count) objects could not be opened to register them again (errno \(code)); they are not cached until they are looked up"
-        )
+    unsafe unopened = Unopened(since: since)
+    let result = register(view.allIDs.filter { $0 != View.root }, since)
+    if result == 0, case let count = unsafe unopened.nodes.count, count > 0 {
+      let why = unsafe Hostwatchfs.text(unopened.failure.code)
+      log.warning("\(count) objects cannot be opened: \(why); they are not cached until they can")
+    }
+    return result
+  }
+
+  /// Tries again every few seconds what could not be opened. Returns after how many
+  /// milliseconds it is to be called again, -1 for never.
+  private func registerUnopened() -> Int32 {
+    guard unsafe !unopened.nodes.isEmpty else { return -1 }
+    let (now, due) = unsafe (Self.now(), unopened.due)
+    guard now >= due else { return Int32((due - now) / 1000) + 1 }
+    let (nodes, since) = unsafe (unopened.nodes, unopened.since)
+    unsafe unopened.nodes = []
+    if register(nodes, since) < 0 {
+      // To register twice does no harm.
+      unsafe unopened.nodes = nodes
+    }
+    tellGone()
+    guard unsafe unopened.nodes.isEmpty else { return Self.retryMilliseconds }
+    log.notice("the objects that could not be opened are followed again")
+    return -1
+  }
+
+  /// Registers nodes with `since`; 0, or a negative errno if it was not done. Those
+  /// that are gone are put into `gone`; those that cannot be opened are put into
+  /// `unopened`, and are not cached: the daemon does not tell of them.
+  private func register(_ ids: [UInt64], _ since: timespec) -> Int32 {
+    var batch: [Daemon.Registration] = []
+    unsafe unopened.due = Self.now() + UInt64(Self.retryMilliseconds) * 1000
+    for id in ids {
+      guard let node = view.node(id) else { continue }
+      let open = { () throws(Failure) in try self.backing.open(node) }
+      var opened = Result(catching: open)
+      if case .failure(let failure) = opened, failure.isShortage, !batch.isEmpty {
+        // It may be what waits to be sent that takes the last ones.
+        let result = send(&batch)
+        if result < 0 { return result }
+        opened = Result(catching: open)
+      }
+      switch opened {
+      case .success(let descriptor):
+        batch.append(.init(descriptor: descriptor, node: id, since: since))
+      case .failure(let failure):
+        view.setFollowing(id, .refused(failure.code))
+        if failure.isGone {
+          unsafe gone.append(id)
+        } else {
+          if unsafe unopened.nodes.isEmpty { unsafe unopened.failure = failure }
+          unsafe unopened.nodes.append(id)
+        }
+      }
+      if batch.count == Int(HW_REGISTER_MAX) {
+        let result = send(&batch)
+        if result < 0 { return result }
       }
     }
-    for start in stride(from: 0, to: ids.count, by: Int(HW_REGISTER_MAX)) {
-      var batch: [Daemon.Registration] = []
-      for id in ids[start..<min(start + Int(HW_REGISTER_MAX), ids.count)] {
-        guard let node = view.node(id) else { continue }
-        do throws(Failure) {
-          batch.append(.init(descriptor: try backing.open(node), node: id, since: since))
-        } catch {
-          if error.code == ESTALE {
-            unsafe gone.append(id)
-          } else {
-            // It is there: whoever looks it up next registers it.
-            unfollowed[error.code, default: 0] += 1
-            leave(id, .pending)
-          }
-        }
-      }
-      for (status, registration) in zip(daemon.register(batch), batch) {
-        if [-ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM].contains(status) { return status }
-        if status == 0 {
-          view.setFollowing(registration.node, .yes)
-        } else {
-          leave(registration.node, .refused(-status))
-        }
-        // Forgotten while it was registered: nobody else would end it.
-        if view.node(registration.node) == nil { daemon.forget([registration.node]) }
-      }
+    return send(&batch)
+  }
+
+  /// Sends what is in `batch`, and empties it.
+  private func send(_ batch: inout [Daemon.Registration]) -> Int32 {
+    defer { batch = [] }
+    for (status, registration) in zip(daemon.register(batch), batch) {
+      if [-ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM].contains(status) { return status }
+      view.setFollowing(registration.node, status == 0 ? .yes : .refused(-status))
+      // Forgotten while it was registered: nobody else would end it.
+      if view.node(registration.node) == nil { daemon.forget([registration.node]) }
     }
     return 0
+  }
+
+  private func tellGone() {
+    for id in unsafe gone {
+      var change = Change()
+      change.mask = UInt64(HW_DELETE_SELF)
+      change.node = id
+      applier.apply(change)
+    }
+    unsafe gone = []
   }
 }
 

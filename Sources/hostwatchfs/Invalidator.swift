@@ -78,11 +78,13 @@ final class Invalidator: Applier {
   }
 
   func settle() -> Int32 {
+    let (nodes, entries) = misplaced.take()
+    for entry in entries { invalidate(entry.name, in: entry.parent) }
     let again =
       unarrived.withLock { unarrived in
         defer { unarrived = [] }
         return unarrived
-      } + misplaced.take()
+      } + nodes
     for id in again { invalidate(id, attributesOnly: false) }
     return unarrived.withLock { $0.isEmpty } ? -1 : 1
   }
@@ -127,6 +129,7 @@ final class Invalidator: Applier {
 final class Misplaced: Sendable {
   private struct State: Sendable {
     var nodes: [UInt64] = []
+    var entries: [View.Entry] = []
     var wake: (@Sendable () -> Void)?
   }
   private let state = Locked(State())
@@ -134,19 +137,24 @@ final class Misplaced: Sendable {
   /// `wake` lets the follower call `take` soon.
   func setWake(_ wake: @escaping @Sendable () -> Void) { state.withLock { $0.wake = wake } }
 
-  func add(_ node: UInt64) {
+  func add(_ node: UInt64) { add { $0.nodes.append(node) } }
+
+  /// The name, and its directory's listing and attributes.
+  func add(_ entry: View.Entry) { add { $0.entries.append(entry) } }
+
+  private func add(_ body: (inout State) -> Void) {
     let wake = state.withLock { state in
       // Without a follower caches expire by time.
-      if state.wake != nil { state.nodes.append(node) }
+      if state.wake != nil { body(&state) }
       return state.wake
     }
     wake?()
   }
 
-  func take() -> [UInt64] {
+  func take() -> (nodes: [UInt64], entries: [View.Entry]) {
     state.withLock { state in
-      defer { state.nodes = [] }
-      return state.nodes
+      defer { (state.nodes, state.entries) = ([], []) }
+      return (state.nodes, state.entries)
     }
   }
 }

@@ -47,6 +47,11 @@ struct Name: Hashable, Sendable, CustomStringConvertible {
 struct Failure: Error, Equatable {
   let code: Int32
   init(_ code: Int32) { self.code = code }
+
+  /// Of an object that was there: it is gone. Any other failure says nothing of it.
+  var isGone: Bool { code == ESTALE || code == ENOENT }
+  /// No descriptor is free, of this process or of all.
+  var isShortage: Bool { code == EMFILE || code == ENFILE }
 }
 
 /// What a call of CHostWatchFS or libfuse returned, or its errno thrown.

@@ -51,8 +51,11 @@ extension Server {
       }
       let file = Descriptor(number)
       // Through the file itself: the name may be another object's by now.
-      let path = try Descriptor(checking: file.use { fd in hwfs_reopen(fd, Int32(hwfs_o_path)) })
-      let found = try found(path, told: entry)
+      let found = try made(entry) { () throws(Failure) in
+        let path = try Descriptor(checking: file.use { fd in hwfs_reopen(fd, Int32(hwfs_o_path)) })
+        // That it still has the name is looked up after this.
+        return try self.found(path, told: entry, self.view.stamp(of: entry.parent))
+      }
       interceptor?.clientChanged(entry, to: found.node.id)
       register([found])
       var parameters = parameters(found, parent: entry.parent, takesAttributes: true)

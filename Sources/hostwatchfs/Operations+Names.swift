@@ -39,13 +39,16 @@ extension Server {
           }
         }
       }
-      let made = try backing.open(entry.name, in: parent)
-      // Somebody else's by now: the kernel would make EIO of another type, and looks the
-      // name up again for this.
-      guard try made.status().st_mode & S_IFMT == (what.type == 0 ? S_IFREG : what.type) else {
-        throw Failure(ESTALE)
+      let found = try made(entry) { () throws(Failure) in
+        let stamp = view.stamp(of: entry.parent)
+        let object = try backing.open(entry.name, in: parent)
+        // Somebody else's by now: the kernel would make EIO of another type, and looks the
+        // name up again for this.
+        guard try object.status().st_mode & S_IFMT == (what.type == 0 ? S_IFREG : what.type) else {
+          throw Failure(ESTALE)
+        }
+        return try self.found(object, told: entry, stamp)
       }
-      let found = try found(made, told: entry)
       interceptor?.clientChanged(entry, to: found.node.id)
       tell(request, found, as: entry, takesAttributes: true)
     }
@@ -61,9 +64,28 @@ extension Server {
         unsafe entry.name.withCString { name in
           object.use { fd in parent.use { other in unsafe hwfs_link(fd, other, name) } }
         })
-      let found = try find(entry, in: parent, told: entry)
+      let found = try made(entry, from: source) { () throws(Failure) in
+        try find(entry, in: parent, told: entry)
+      }
       interceptor?.clientChanged(entry, to: found.node.id)
       tell(request, found, as: entry, takesAttributes: true)
+    }
+  }
+
+  /// Finds what has just been made on the host. If that fails so does the request: the
+  /// kernel takes it that nothing was made, and the daemon does not tell the server of
+  /// what it did itself. So the name is looked up anew, and `source`, to which a
+  /// link was made, is asked for.
+  func made(
+    _ entry: View.Entry, from source: UInt64? = nil, _ find: () throws(Failure) -> Found
+  ) throws(Failure) -> Found {
+    do throws(Failure) {
+      return try find()
+    } catch {
+      misplaced.add(entry)
+      if let source { misplaced.add(source) }
+      interceptor?.clientChanged(entry, to: 0)
+      throw error
     }
   }
 
@@ -72,7 +94,7 @@ extension Server {
     request.answer { () throws(Failure) in
       try checkWritable()
       let parent = try open(entry.parent)
-      let going = victim(entry)
+      let going = try victim(entry)
       try check(
         unsafe entry.name.withCString { name in
           parent.use { fd in unsafe hwfs_unlink(fd, name, isDirectory ? AT_REMOVEDIR : 0) }
@@ -90,7 +112,7 @@ extension Server {
       try checkWritable()
       let (from, to) = (try open(old.parent), try open(new.parent))
       let exchange = flags & 2 != 0  // RENAME_EXCHANGE
-      let going = exchange ? nil : victim(new)
+      let going = exchange ? nil : try victim(new)
       try check(
         unsafe old.name.withCString { name in
           unsafe new.name.withCString { newName in
@@ -118,10 +140,18 @@ extension Server {
     let isLastName: Bool
   }
 
-  private func victim(_ entry: View.Entry) -> Victim? {
-    guard let id = view.child(entry.name, of: entry.parent), id != 0,
-      let node = view.node(id), let descriptor = try? backing.open(node)
+  /// Nil if the kernel knows none there, or what it knows is gone already. What cannot
+  /// be kept for any other reason is not to go.
+  private func victim(_ entry: View.Entry) throws(Failure) -> Victim? {
+    guard let id = view.child(entry.name, of: entry.parent), id != 0, let node = view.node(id)
     else { return nil }
+    let descriptor: Descriptor
+    do throws(Failure) {
+      descriptor = try backing.open(node)
+    } catch {
+      guard error.isGone else { throw error }
+      return nil
+    }
     return Victim(
       id: id, descriptor: descriptor, isDirectory: node.isDirectory,
       isLastName: node.isDirectory || (try? descriptor.status().st_nlink) == 1)

@@ -9,17 +9,18 @@ extension Server {
     request.answer { () throws(Failure) in
       // Only an NFS server asks for these, and the mount is not for export.
       if entry.name == .dot || entry.name == .dotDot { throw Failure(ESTALE) }
+      let stamp = view.stamp(of: entry.parent)
       do throws(Failure) {
         tell(request, try find(entry, in: try open(entry.parent), told: entry), as: entry)
       } catch {
         guard error == Failure(ENOENT) else { throw error }
-        tellAbsent(request, entry)
+        tellAbsent(request, entry, stamp)
       }
     }
   }
 
-  func tellAbsent(_ request: Request, _ entry: View.Entry) {
-    let timeout = view.enterAbsent(entry)
+  func tellAbsent(_ request: Request, _ entry: View.Entry, _ stamp: View.Stamp) {
+    let timeout = view.enterAbsent(entry, stamp: stamp)
     guard timeout > 0 else {
       request.fail(ENOENT)
       return

@@ -28,7 +28,7 @@ final class Server: Sendable {
   let log: Log
   let files = OpenFiles()
   let locks: LockTable
-  /// Nodes whose pages the kernel has at the wrong place.
+  /// What the kernel has wrong after an answer.
   let misplaced: Misplaced
   /// Set before the first request, not changed after.
   let interceptor: (any Interceptor)?
@@ -65,6 +65,8 @@ final class Server: Sendable {
     let node: View.Node
     let descriptor: Descriptor
     let status: stat
+    /// Of the name under which it is told, if any.
+    let stamp: View.Stamp?
     /// Others may have told the kernel of it before.
     var isNew: Bool { node.lookups == 1 }
   }
@@ -72,14 +74,17 @@ final class Server: Sendable {
   func find(_ entry: View.Entry, in directory: Descriptor, told: View.Entry?) throws(Failure)
     -> Found
   {
-    try found(try backing.open(entry.name, in: directory), told: told)
+    let stamp = told.map { view.stamp(of: $0.parent) }
+    return try found(try backing.open(entry.name, in: directory), told: told, stamp)
   }
 
-  func found(_ descriptor: Descriptor, told: View.Entry?) throws(Failure) -> Found {
+  func found(
+    _ descriptor: Descriptor, told: View.Entry?, _ stamp: View.Stamp?
+  ) throws(Failure) -> Found {
     let status = try descriptor.status()
     let object = try backing.object(descriptor, status)
     let node = view.enter(object, type: status.st_mode, as: told)
-    return Found(node: node, descriptor: descriptor, status: status)
+    return Found(node: node, descriptor: descriptor, status: status, stamp: stamp)
   }
 
   /// Registers what is not registered yet: directories first, with an answer.
@@ -115,7 +120,7 @@ final class Server: Sendable {
   func parameters(_ found: Found, parent: UInt64?, takesAttributes: Bool = false)
     -> fuse_entry_param
   {
-    let timeouts = view.timeouts(parent: parent, node: found.node.id)
+    let timeouts = view.timeouts(parent: parent, node: found.node.id, stamp: found.stamp)
     view.setToldLinks(found.node.id, UInt64(found.status.st_nlink))
     var parameters = fuse_entry_param()
     parameters.ino = found.node.id

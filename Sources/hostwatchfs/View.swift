@@ -17,6 +17,10 @@ import HostWatch
 ///   without saying so: what is here may be more than what it has, never less.
 /// - A directory has one name, since the kernel moves its dentry to where it
 ///   was looked up last.
+/// - A name is told with a timeout only if its directory has been followed, in
+///   step, since before the name was looked up on the host (`Stamp`). A change in
+///   between is told by a record of that name, which waits for the answer; a
+///   RECHECK drops only names that are here already.
 /// - Whether the cache may be relied on (`isInStep`) changes under the same
 ///   lock under which an answer's timeouts are taken. So whoever sets it to
 ///   false and then walks the table meets every node that was told with
@@ -74,6 +78,13 @@ final class View: Sendable {
     static let none = Timeouts(entry: 0, attributes: 0)
   }
 
+  /// When a name was looked up on the host.
+  struct Stamp: Sendable {
+    /// How often the view had been out of step; nil if the name's directory was not
+    /// followed, or the view was out of step.
+    fileprivate let gaps: UInt64?
+  }
+
   private struct Slot: Sendable {
     var node: Node
     /// Of a directory: name to nodeid, 0 for a name told to be absent.
@@ -86,6 +97,8 @@ final class View: Sendable {
     var byHandle: [BackingObject.Key: UInt64] = [:]
     var nextID: UInt64 = View.root + 1
     var isInStep = false
+    /// How often it was not.
+    var gaps: UInt64 = 0
     var initially = Following.pending
   }
 
@@ -158,13 +171,30 @@ final class View: Sendable {
 
   var isInStep: Bool {
     get { state.withLock { $0.isInStep } }
-    set { state.withLock { $0.isInStep = newValue } }
+    set {
+      state.withLock { state in
+        if !newValue { state.gaps += 1 }
+        state.isInStep = newValue
+      }
+    }
+  }
+
+  /// To be taken before a name of `parent` is looked up on the host.
+  func stamp(of parent: UInt64) -> Stamp {
+    state.withLock { state in
+      Stamp(gaps: timeouts(parent, nil, state).entry > 0 ? state.gaps : nil)
+    }
   }
 
   /// What an answer may be told with that is about `entry` of `parent` and the
-  /// attributes of `node`; either may be left out.
-  func timeouts(parent: UInt64?, node: UInt64?) -> Timeouts {
-    state.withLock { timeouts(parent, node, $0) }
+  /// attributes of `node`; either may be left out. The entry was looked up at `stamp`,
+  /// or is looked up now.
+  func timeouts(parent: UInt64?, node: UInt64?, stamp: Stamp? = nil) -> Timeouts {
+    state.withLock { state in
+      var timeouts = timeouts(parent, node, state)
+      if let stamp, stamp.gaps != state.gaps { timeouts.entry = 0 }
+      return timeouts
+    }
   }
 
   private func timeouts(_ parent: UInt64?, _ node: UInt64?, _ state: State) -> Timeouts {
@@ -257,11 +287,12 @@ final class View: Sendable {
     }
   }
 
-  /// A name is told to be absent: the timeout for it, in seconds.
-  func enterAbsent(_ entry: Entry) -> Double {
+  /// A name is told to be absent, as it was at `stamp`: the timeout for it, in seconds.
+  func enterAbsent(_ entry: Entry, stamp: Stamp) -> Double {
     state.withLock { state in
       let timeout = timeouts(entry.parent, nil, state).entry
-      guard timeout > 0, let absent = state.slots[entry.parent]?.absent else { return 0 }
+      guard timeout > 0, stamp.gaps == state.gaps, let absent = state.slots[entry.parent]?.absent
+      else { return 0 }
       // The slot itself is not held: a change of it would copy all its names.
       let isNew = state.slots[entry.parent]?.children[entry.name] == nil
       if isNew, absent >= Self.maxAbsentNames { return 0 }

@@ -6,26 +6,35 @@ import Testing
 struct TopViewTests {
   static func session(
     _ id: Int, delivered: Int, queue: Int = 0, share: String = "src", nodes: Int = 1,
-    corrected: Int = 0, lag: [Int] = [0, 0, 0]
+    lost: Int = 0, corrected: Int = 0, lag: [Int] = [0, 0, 0]
   ) -> String {
     """
     {"id":\(id),"mode":"nodes","share":"\(share)","path":"/srv/\(share)","pid":\(1000 - id),\
     "nodes":\(nodes),"queue_bytes":\(queue),"queue_limit":1000,"delivered":\(delivered),\
-    "dropped":0,"lost":0,"age_seconds":65,"corrected":\(corrected),"lag_counts":\(lag)}
+    "dropped":0,"lost":\(lost),"corrected":\(corrected),"lag_counts":\(lag),"age_seconds":65}
+    """
+  }
+
+  static func share(
+    _ name: String, delivered: Int, queue: Int = 0, lost: Int = 0, corrected: Int = 0,
+    lag: [Int] = [0, 0, 0]
+  ) -> String {
+    """
+    {"name":"\(name)","path":"/srv/\(name)","state":"ready","sessions":1,"queue_bytes":\(queue),\
+    "delivered":\(delivered),"corrected":\(corrected),"dropped":0,"lost":\(lost),"lag_counts":\(lag)}
     """
   }
 
   static func sample(
     _ sessions: [String], seconds: UInt64, events: Int = 0, lag: [Int] = [0, 0, 0],
-    share: (delivered: Int, lag: [Int]) = (0, [0, 0, 0])
+    shares: [String] = [share("src", delivered: 0)]
   ) throws -> TopSample {
     let text = """
       {"version":"0.1.0","pid":7,"uptime_seconds":3,"lag_bounds_us":[50,2500],\
       "totals":{"sessions":\(sessions.count),"nodes":1,"kernel_events":\(events),"lost":2},\
       "filesystems":[{"device":"8:1","type":"ext4","kernel_events":\(events),"queue_events":4,\
       "lag_bounds_us":[50,2500],"lag_counts":\(lag)}],\
-      "shares":[{"name":"src","path":"/srv/src","state":"ready","sessions":1,\
-      "queue_bytes":77,"delivered":\(share.delivered),"lost":3,"corrected":5,"lag_counts":\(share.lag)}],\
+      "shares":[\(shares.joined(separator: ","))],\
       "sessions":[\(sessions.joined(separator: ","))]}
       """
     return TopSample(status: try JSONParser.parse(text), microseconds: seconds * 1_000_000)
@@ -37,16 +46,20 @@ struct TopViewTests {
   }
 
   @Test func ratesAreDifferencesOverTime() throws {
-    let before = try Self.sample([Self.session(1, delivered: 100)], seconds: 10, events: 5)
+    let before = try Self.sample(
+      [Self.session(1, delivered: 100)], seconds: 10, events: 5,
+      shares: [Self.share("src", delivered: 700)])
     let now = try Self.sample(
       [Self.session(1, delivered: 350, queue: 500), Self.session(2, delivered: 9)], seconds: 12,
-      events: 30)
+      events: 30, shares: [Self.share("src", delivered: 1000)])
     let view = TopView(now: now, before: before)
     #expect(Self.cells(view, "1")?[5...7] == ["125.0", "500", "50.0"])
     // A session that was not there before has no rate, nor has anything in the first picture.
     #expect(Self.cells(view, "2")?[5] == "-")
     #expect(Self.cells(TopView(now: now, before: nil), "1")?[5] == "-")
     #expect(Self.cells(view, "8:1")?[5] == "12.5")
+    // Of a share everything counts that its sessions had, of those that have ended, too.
+    #expect(Self.cells(view, "src")?[3] == "150.0")
     #expect(view.lines()[1].contains("events/s 12.5"))
   }
 
@@ -66,51 +79,78 @@ struct TopViewTests {
     #expect(TopView.lag(.infinity) == ">1s")
   }
 
-  @Test func sharesHaveWhatTheirSessionsHadToo() throws {
-    let before = try Self.sample([], seconds: 1, share: (100, [1, 1, 1]))
-    let now = try Self.sample([], seconds: 3, share: (350, [100, 1, 1]))
-    // NAME STATE SESSIONS RECORDS/S QUEUE LAG-P99 LOST CORRECTED PATH
-    #expect(
-      Self.cells(TopView(now: now, before: before), "src")
-        == ["src", "ready", "1", "125.0", "77", "<50us", "3", "5", "/srv/src"])
-    #expect(Self.cells(TopView(now: now, before: nil), "src")?[3] == "-")
-    let json = TopView(now: now, before: before).json(time: "t")
-    #expect(json["shares"].elements.first?["delivered_rate"] == .number("125.0"))
-    #expect(json["shares"].elements.first?["corrected_rate"] == .number("0.0"))
+  @Test func sessionsAndSharesHaveLagLostAndCorrected() throws {
+    let before = try Self.sample(
+      [Self.session(1, delivered: 1, lag: [5, 0, 0])], seconds: 1,
+      shares: [Self.share("src", delivered: 1, lag: [0, 50, 0])])
+    let now = try Self.sample(
+      [Self.session(1, delivered: 1, lost: 3, corrected: 4, lag: [6, 9, 0])], seconds: 2,
+      shares: [
+        Self.share("src", delivered: 1, queue: 77, lost: 8, corrected: 9, lag: [98, 51, 2])
+      ])
+    let view = TopView(now: now, before: before)
+    #expect(Self.cells(view, "1")?[8...9] == ["<2.5ms", "<2.5ms"])
+    #expect(Self.cells(view, "1")?[12...13] == ["3", "4"])
+    #expect(Self.cells(view, "src")?[4...9] == ["77", "<50us", ">1s", "0", "8", "9"])
+    let json = view.json(time: "t")
+    #expect(json["sessions"].elements.first?["lag_p50_us"] == .number("2500"))
+    #expect(json["sessions"].elements.first?["corrected_rate"] == .number("4.0"))
+    #expect(json["shares"].elements.first?["lag_p50_us"] == .number("50"))
+    #expect(json["shares"].elements.first?["lag_p99_us"] == .string("+Inf"))
+    #expect(json["shares"].elements.first?["delivered_rate"] == .number("0.0"))
+    #expect(json["filesystems"].elements.first?["lag_p99_us"] == .null)
   }
 
-  @Test func sessionsHaveLagAndCorrections() throws {
-    let before = try Self.sample([Self.session(1, delivered: 0, lag: [9, 0, 0])], seconds: 1)
+  @Test func aDaemonThatTellsLessIsShownAllTheSame() throws {
     let now = try Self.sample(
-      [
-        Self.session(1, delivered: 0, corrected: 4, lag: [10, 1, 0]),
-        Self.session(2, delivered: 0, corrected: 9, lag: [1, 0, 1]),
-        Self.session(3, delivered: 0),
-      ], seconds: 2)
-    let view = TopView(now: now, before: before, order: .id)
-    // ID MODE SHARE PID NODES RECORDS/S QUEUE FULL% LAG-P99 LOST CORRECTED …
-    #expect(Self.cells(view, "1")?[8...10] == ["<2.5ms", "0", "4"])
-    #expect(Self.cells(view, "2")?[8...10] == [">1s", "0", "9"])
-    #expect(Self.cells(view, "3")?[8...10] == ["-", "0", "0"])
-    func ids(_ order: TopOrder) -> [Double] {
-      order.sorted(TopSession.all(now, since: before), reversed: false).map(\.id)
+      [#"{"id":1,"pid":2}"#], seconds: 1, shares: [#"{"name":"src","path":"/srv/src"}"#])
+    let view = TopView(now: now, before: now)
+    #expect(Self.cells(view, "src")?.dropFirst().dropLast().allSatisfy { $0 == "-" } == true)
+    #expect(Self.cells(view, "1")?.count == 16)
+  }
+
+  @Test func aNarrowTerminalHasTheColumnsThatTellMost() throws {
+    let sessions = [Self.session(12, delivered: 1_234_567, lag: [0, 1, 0])]
+    let now = try Self.sample(
+      sessions, seconds: 1, shares: [Self.share("src", delivered: 1, lag: [0, 1, 0])])
+    func titles(_ order: TopOrder, _ first: String, width: Int?) -> [Substring]? {
+      TopView(now: now, before: nil, order: order).lines(width: width)
+        .map { $0.split(separator: " ") }.first { $0.first == first[...] }
     }
-    #expect(ids(.lag) == [2, 1, 3])
-    #expect(ids(.corrected) == [2, 1, 3])
-    let first = view.json(time: "t")["sessions"].elements.first
-    #expect(first?["corrected_rate"] == .number("4.0"))
+    let wanted = ["RECORDS/S", "QUEUE", "LAG-P99", "LOST", "CORRECTED"]
+    for (first, count) in [("ID", 16), ("NAME", 11)] {
+      let (whole, narrow) = (titles(.rate, first, width: nil), titles(.rate, first, width: 80))
+      #expect(whole?.count == count)
+      #expect(titles(.rate, first, width: 200) == whole)
+      #expect(wanted.allSatisfy { narrow?.contains($0[...]) == true }, "\(narrow ?? [])")
+      #expect((narrow?.count ?? 0) < count)
+    }
+    #expect(titles(.rate, "ID", width: 80)?.contains("DELIVERED") == false)
+    // What is sorted by stays.
+    #expect(titles(.delivered, "ID", width: 80)?.contains("DELIVERED") == true)
+    #expect(titles(.nodes, "ID", width: 70)?.contains("NODES") == true)
+    // Nothing has to be cut off.
+    for order in TopOrder.allCases {
+      let lines = TopView(now: now, before: nil, order: order).lines(width: 80).dropFirst(2)
+      #expect(lines.allSatisfy { !$0.contains("…") }, "\(order): \(lines)")
+    }
   }
 
   @Test func everyOrder() throws {
     let before = try Self.sample((1...3).map { Self.session($0, delivered: 0) }, seconds: 0)
     let now = try Self.sample(
       [
-        Self.session(1, delivered: 20, queue: 1, share: "b", nodes: 5),
-        Self.session(2, delivered: 30, queue: 900, share: "c", nodes: 5),
-        Self.session(3, delivered: 10, queue: 5, share: "a", nodes: 6),
+        Self.session(
+          1, delivered: 20, queue: 1, share: "b", nodes: 5, lost: 1, lag: [1, 1, 0]),
+        Self.session(
+          2, delivered: 30, queue: 900, share: "c", nodes: 5, corrected: 2, lag: [0, 1, 0]),
+        Self.session(
+          3, delivered: 10, queue: 5, share: "a", nodes: 6, lost: 4, corrected: 3),
       ], seconds: 1)
-    func ids(_ order: TopOrder, reversed: Bool = false) -> [Double] {
-      order.sorted(TopSession.all(now, since: before), reversed: reversed).map(\.id)
+    func ids(_ order: TopOrder, reversed: Bool = false) -> [Double?] {
+      order.sorted(TopRow.sessions(now, since: before), reversed: reversed).map {
+        $0.row["id"].double
+      }
     }
     #expect(ids(.rate) == [2, 1, 3])
     #expect(ids(.rate, reversed: true) == [3, 1, 2])
@@ -119,10 +159,38 @@ struct TopViewTests {
     #expect(ids(.nodes, reversed: true) == [1, 2, 3])
     #expect(ids(.delivered) == [2, 1, 3])
     #expect(ids(.dropped) == [1, 2, 3])
-    #expect(ids(.lost) == [1, 2, 3])
+    #expect(ids(.lost) == [3, 1, 2])
+    #expect(ids(.corrected) == [3, 2, 1])
+    // The same bound for 99 of 100 batches: that for half of them decides. One had none.
+    #expect(ids(.lag) == [2, 1, 3])
+    #expect(ids(.lag, reversed: true) == [3, 1, 2])
     #expect(ids(.id) == [1, 2, 3])
     #expect(ids(.pid) == [3, 2, 1])
     #expect(ids(.share) == [3, 1, 2])
+  }
+
+  @Test func sharesAreSortedByTheSameKey() throws {
+    let shares = [
+      Self.share("b", delivered: 0, queue: 1, corrected: 2, lag: [0, 0, 1]),
+      Self.share("c", delivered: 5, queue: 0, lost: 1, lag: [1, 0, 0]),
+      Self.share("a", delivered: 9, queue: 2),
+    ]
+    let before = try Self.sample(
+      [], seconds: 0, shares: ["a", "b", "c"].map { Self.share($0, delivered: 0) })
+    let now = try Self.sample([], seconds: 1, shares: shares)
+    func names(_ order: TopOrder, reversed: Bool = false) -> String {
+      order.sorted(TopRow.shares(now, since: before), reversed: reversed)
+        .compactMap(\.row["name"].text).joined()
+    }
+    #expect(names(.rate) == "acb")
+    #expect(names(.queue) == "abc")
+    #expect(names(.lag) == "bca")
+    #expect(names(.lost) == "cba")
+    #expect(names(.corrected) == "bca")
+    #expect(names(.share) == "abc")
+    #expect(names(.share, reversed: true) == "cba")
+    // They have no pid: the daemon's order.
+    #expect(names(.pid) == "bca")
   }
 
   @Test func everyOrderHasAKeyOfItsOwn() {

@@ -4,6 +4,7 @@
 import atexit
 import json
 import os
+import resource
 import socket
 import subprocess
 import time
@@ -54,6 +55,8 @@ atexit.register(_unmount_all)
 class HostwatchFS:
     """SOURCE served at `path`, in the foreground."""
 
+    limit = None  # of descriptors, before `leave_descriptors`
+
     def __init__(self, source, socket_path, options="", path=None, prefix=()):
         self.path = path or scratch.new_path("mount")
         os.makedirs(self.path, exist_ok=True)
@@ -96,6 +99,25 @@ class HostwatchFS:
     def log(self):
         with open(self.log_path, encoding="utf-8", errors="replace") as file:
             return file.read()
+
+    def leave_descriptors(self, count):
+        """Lets the server open so many more, once it has closed what it is to close."""
+        seen = []
+
+        def is_quiet():
+            seen.append(sorted(os.listdir(f"/proc/{self.process.pid}/fd")))
+            return len(seen) > 10 and all(one == seen[-1] for one in seen[-10:])
+
+        wait_until(is_quiet, "nothing more is closed")
+        used = {int(number) for number in seen[-1]}
+        free = [number for number in range(len(used) + count + 1) if number not in used]
+        if not self.limit:
+            self.limit = resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (free[count], self.limit[1]))
+
+    def relieve(self):
+        """Takes back `leave_descriptors`."""
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, self.limit)
 
     def unmount(self):
         """umount, after which the server ends by itself."""

@@ -4,7 +4,6 @@
 import errno
 import json
 import os
-import resource
 import random
 import shutil
 import signal
@@ -439,42 +438,6 @@ class FailureTest(MountTest):
             self.assertEqual(os.fstat(file.fileno()).st_size, 5)
             self.assertEqual(read(here), b"after")
 
-    def test_descriptors_for_some_only(self):
-        """What cannot be opened to be registered again is not taken for gone, nor cached
-        without being followed."""
-        daemon = Daemon()
-        self.addCleanup(daemon.kill)
-        fs = fusefs.HostwatchFS(self.share, daemon.socket, self.options)
-        self.addCleanup(fs.kill)
-        names = [f"f{number}" for number in range(60)]
-        held = {}  # so that the kernel does not forget them
-        for name in names:
-            write(self.path(name), b"1")
-            held[name] = os.open(os.path.join(fs.path, name), os.O_PATH)
-            self.addCleanup(os.close, held[name])
-        daemon.kill()
-        fusefs.wait_until(lambda: fs.status()["state"] == "out-of-step", "out of step")
-        pid = fs.process.pid
-        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        # Room for sixteen more.
-        used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-        limit = [number for number in range(4096) if number not in used][16]
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
-        daemon.start()
-        fusefs.wait_until(lambda: "in step with hostwatchd again" in fs.log(), "in step", 20)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-        for size in (2, 3):
-            for name in names:
-                self.assertEqual(os.fstat(held[name]).st_size, size - 1, name)
-                write(self.path(name), b"x" * size)
-            fs.sync()
-            for name in names:
-                self.assertEqual(os.fstat(held[name]).st_size, size, name)
-                # It is the same object still.
-                self.assertTrue(os.path.samestat(os.stat(os.path.join(fs.path, name)),
-                                                 os.fstat(held[name])), name)
-        self.assertIn("could not be opened", fs.log())
-
     def test_a_killed_server_leaves_no_hung_mount(self):
         churn = Churn(self.mnt, 1)
         churn.EXPECTED = Churn.EXPECTED | {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
@@ -506,6 +469,97 @@ class FailureTest(MountTest):
         self.fs.process.terminate()
         self.assertEqual(self.fs.process.wait(10), 0)
         self.assertFalse(fusefs.is_mounted(self.mnt))
+
+
+class ShortageTest(MountTest):
+    """The server has no descriptor to spare for a while."""
+
+    identity = staticmethod(CoherenceTest.identity)
+
+    def test_what_cannot_be_registered_again_is_not_stale(self):
+        daemon = Daemon()
+        self.addCleanup(daemon.kill)
+        names = [f"f{number}" for number in range(8)]
+        # By its other name, only who has registered a file hears of its changes.
+        others = [os.path.join(self.outside, name) for name in names]
+        for name, other in zip(names, others):
+            write(other, b"before")
+            os.link(other, self.path(name))
+        fs = fusefs.HostwatchFS(self.share, daemon.socket, self.options)
+        self.addCleanup(fs.kill)
+        for name in names:
+            self.assertEqual(read(os.path.join(fs.path, name)), b"before")
+        fs.sync()
+        daemon.kill()
+        fusefs.wait_until(lambda: "nothing is cached" in fs.log(), "out of step")
+        # One for the connection: files have to be opened for their registration.
+        fs.leave_descriptors(1)
+        daemon.start()
+        fusefs.wait_until(lambda: "in step with hostwatchd again" in fs.log(), "in step", 20)
+        self.assertEqual(fs.log().count("Too many open files"), 1, fs.log())
+        fs.relieve()
+        for number in range(20):
+            for other in others:
+                write(other, b"x" * number)
+            fs.sync()
+            for name in names:
+                here = os.path.join(fs.path, name)
+                self.assertEqual(os.stat(here).st_size, number)
+                self.assertEqual(read(here), b"x" * number)
+        fusefs.wait_until(lambda: "are followed again" in fs.log(), "registered after all", 20)
+        for name in names:
+            os.unlink(self.path(name))
+        fs.sync()
+        self.assertEqual(os.listdir(fs.path), [])
+
+    def test_what_was_made_and_could_not_be_answered_is_seen(self):
+        write(self.path("file"), b"")
+        os.mkdir(self.path("d"))
+        here = os.path.join(self.mnt, "d")
+        operations = {
+            "mkdir": os.mkdir, "mknod": os.mknod, "symlink": lambda path: os.symlink("x", path),
+            "link": lambda path: os.link(os.path.join(self.mnt, "file"), path),
+            "create": lambda path: os.close(os.open(path, os.O_CREAT | os.O_WRONLY))}
+        failed = set()
+        for name, operation in operations.items():
+            for count in range(3):
+                path, there = os.path.join(here, f"{name}{count}"), self.path("d", f"{name}{count}")
+                for _ in "ab":  # what was registered just now is looked at again
+                    os.listdir(here)
+                    self.assertEqual(outcome(os.lstat, path), "ENOENT")
+                    os.stat(os.path.join(self.mnt, "file"))
+                    self.fs.sync()
+                self.fs.leave_descriptors(count)
+                result = outcome(operation, path)
+                self.fs.relieve()
+                self.assertIn(result, (None, "EMFILE"))
+                if result and os.path.lexists(there):
+                    failed.add(name)
+                self.fs.sync()
+                self.assertEqual(outcome(self.identity, path), outcome(self.identity, there), path)
+                for name_ in ("d", "file"):
+                    self.assertEqual(self.identity(os.path.join(self.mnt, name_)),
+                                     self.identity(self.path(name_)), (path, name_))
+                self.assertEqual(sorted(os.listdir(here)), sorted(os.listdir(self.path("d"))))
+        # The kernel looks up the others itself just before, which fails.
+        self.assertEqual(failed, {"link", "create"})
+
+    def test_a_directory_in_use_is_not_removed_without_keeping_it(self):
+        others = [f"other{number}" for number in range(600)]  # more than are kept open
+        for name in ("d", *others):
+            os.mkdir(self.path(name))
+        self.fs.sync()
+        path = os.path.join(self.mnt, "d")
+        used = os.open(path, os.O_PATH)
+        self.addCleanup(os.close, used)
+        for name in others:
+            os.listdir(os.path.join(self.mnt, name))
+        self.fs.leave_descriptors(0)
+        result = outcome(os.rmdir, path)
+        self.fs.relieve()
+        self.assertEqual(result, "EMFILE")
+        os.rmdir(path)
+        self.assertEqual(os.fstat(used).st_nlink, 0)
 
 
 class GitTest(MountTest):

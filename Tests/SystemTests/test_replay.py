@@ -84,6 +84,44 @@ class MountedTest(unittest.TestCase):
 
 
 class ReplayTest(MountedTest):
+    def test_what_cannot_be_looked_at_is_not_told_to_be_gone(self):
+        for name in "fg":
+            daemon.touch(self.path(name))
+        mount = self.mounted()
+        of_f, of_g = (self.watch(os.path.join(mount.path, name)) for name in "fg")
+        here = self.watch(mount.path)
+        mount.sync()
+        seen = {"f": [], "g": [], "names": []}
+
+        def read():
+            for events, watch in zip(seen.values(), (of_f, of_g, here)):
+                events += [(mask_text(mask), os.fsdecode(name)) for _, mask, _, name in watch.read()]
+
+        def is_looked_at():
+            read()
+            return "(10 so far): looking at the host: Too many open files" in mount.log() or any(
+                "DELETE" in what for events in seen.values() for what, _ in events)
+
+        mount.leave_descriptors(0)
+        # The one has another name, of which its link count is told; the other is looked
+        # for under its new name once that is quiet.
+        os.link(self.path("f"), os.path.join(os.path.dirname(self.source), "other"))
+        os.rename(self.path("g"), self.path("h"))
+        fusefs.wait_until(is_looked_at, "the host is looked at")
+        mount.relieve()
+        mount.sync()
+
+        def is_told():
+            read()
+            return any(name == "h" and what in ("CREATE", "MOVED_TO") for what, name in seen["names"])
+
+        fusefs.wait_until(is_told, "the new name is told")
+        for events in seen.values():
+            for what, name in events:
+                self.assertFalse("DELETE_SELF" in what or (what, name) == ("DELETE", "h"), seen)
+        self.assertEqual(os.stat(os.path.join(mount.path, "f")).st_nlink, 2)
+        self.assertEqual(sorted(os.listdir(mount.path)), ["f", "h"])
+
     def test_two_mounts_of_one_source(self):
         """What is done on one is told on the other as the host's, and on the one once."""
         one, other = self.mounted(), self.mounted()

@@ -13,7 +13,8 @@ import termios
 import time
 import unittest
 
-from daemon import DaemonTest, touch
+from daemon import Daemon, DaemonTest, touch
+from hostwatch import TREE
 from test_ctl import ctl_binary
 
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
@@ -79,11 +80,25 @@ class Top(DaemonTest):
         screen.wait_for(rb"SESSIONS by nodes\x1b")
         os.write(screen.master, b"n")
         screen.wait_for(rb"SESSIONS by nodes, reversed")
+        for key, column in ((b"a", b"lag"), (b"c", b"corrected"), (b"l", b"lost")):
+            os.write(screen.master, key)
+            screen.wait_for(rb"SESSIONS by %s\x1b" % column)
         os.write(screen.master, b"q")
         screen.assert_restored()
         self.assertEqual(screen.process.wait(), 0)
         for session in sessions:
             session.close()
+
+    def test_a_narrow_terminal_has_the_columns_that_tell_most(self):
+        session = self.session()
+        screen = self.top(columns=80)
+        header = screen.wait_for(rb"SESSIONS by rate\x1b\[K\r\n[^\r]*").splitlines()[-1]
+        for column in (b"RECORDS/S", b"FULL%", b"LAG-P99", b"LOST", b"CORRECTED"):
+            self.assertIn(column, header)
+        self.assertNotIn("…".encode(), header)
+        os.write(screen.master, b"q")
+        screen.assert_restored()
+        session.close()
 
     def test_rates_are_seen(self):
         session = self.session()
@@ -141,10 +156,10 @@ class Top(DaemonTest):
         screen.assert_restored()
         self.assertEqual(screen.process.wait(), 0)
 
-    def piped(self, *arguments):
+    def piped(self, *arguments, daemon=None):
         return subprocess.run(
-            [ctl_binary(), "--socket", self.daemon.socket, *arguments], stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=30, check=False)
+            [ctl_binary(), "--socket", (daemon or self.daemon).socket, *arguments],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
 
     def test_piped(self):
         session = self.session()
@@ -158,7 +173,39 @@ class Top(DaemonTest):
         self.assertGreaterEqual(second["interval_seconds"], 0.1)
         self.assertEqual([one["delivered_rate"] for one in second["sessions"]], [0])
         self.assertEqual(second["pid"], self.daemon.pid)
+        one = second["sessions"][0]
+        self.assertEqual((one["corrected_rate"], one["lag_p99_us"]), (0, None))
         session.close()
+
+    def test_a_share_keeps_what_its_sessions_had(self):
+        daemon = Daemon(shares={"s": self.share})
+        self.addCleanup(daemon.stop)
+        # It does not read: the queue overflows.
+        session = daemon.session(mode=TREE, share="s", queue_limit=65536, max_packet=4096)
+
+        def share():
+            result = self.piped("top", "--count", "1", "--json", daemon=daemon)
+            return json.loads(result.stdout)["shares"][0]
+
+        number = 0
+        while not share()["dropped"]:
+            for _ in range(1000):
+                touch(self.path(f"f{number}"))
+                number += 1
+            self.assertLess(number, 100_000)
+        self.assertGreater(share()["queue_bytes"], 0)
+        session.sync()  # it is told that it has lost some
+        session.close()
+        end = time.monotonic() + 10
+        while share()["sessions"]:
+            self.assertLess(time.monotonic(), end)
+        result = self.piped("top", "--interval", "0.1", "--count", "2", daemon=daemon)
+        lines = result.stdout.splitlines()
+        first, last = [dict(zip(lines[at + 1].split(), lines[at + 2].split()))
+                       for at, line in enumerate(lines) if line == "SHARES"]
+        self.assertRegex(first["LAG-P99"], "^[<>]")
+        self.assertEqual((first["LOST"], first["QUEUE"], first["PATH"]), ("1", "0", self.share))
+        self.assertEqual((last["RECORDS/S"], last["LAG-P99"]), ("0.0", "-"))
 
     def test_wrong_options(self):
         for wrong in (("--interval", "0"), ("--interval", "nan"), ("--count", "0"),

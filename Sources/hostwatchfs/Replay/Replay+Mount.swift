@@ -30,10 +30,20 @@ extension Replay: ReplayMount {
   func removeEntry(_ place: Place) { view.remove(View.Entry(place)) }
   func kind(of node: NodeID) -> UInt32? { view.node(node.nodeid)?.type }
 
-  func status(of node: NodeID) -> ObjectStatus? {
-    guard let node = view.node(node.nodeid), let status = try? backing.open(node).status() else {
+  /// Nil for what is gone; what cannot be seen is not.
+  private func look<Seen>(_ body: () throws(Failure) -> Seen) throws(SystemError) -> Seen? {
+    do throws(Failure) {
+      return try body()
+    } catch {
+      guard error.isGone else { throw SystemError("open", error.code) }
       return nil
     }
+  }
+
+  func status(of node: NodeID) throws(SystemError) -> ObjectStatus? {
+    guard let node = view.node(node.nodeid),
+      let status = try look({ () throws(Failure) in try backing.open(node).status() })
+    else { return nil }
     return ObjectStatus(
       mode: status.st_mode, links: UInt32(clamping: status.st_nlink),
       deviceMajor: replay_major(UInt64(status.st_rdev)),
@@ -44,25 +54,27 @@ extension Replay: ReplayMount {
         seconds: Int64(status.st_mtim.tv_sec), nanoseconds: Int64(status.st_mtim.tv_nsec)))
   }
 
-  private func object(_ place: Place) -> (BackingObject, stat, Descriptor)? {
-    guard let directory = view.node(place.directory.nodeid),
-      let parent = try? backing.open(directory),
-      let descriptor = try? backing.open(Name(place.name), in: parent),
-      let status = try? descriptor.status(),
-      let object = try? backing.object(descriptor, status)
-    else { return nil }
-    return (object, status, descriptor)
+  private func object(
+    _ place: Place
+  ) throws(SystemError) -> (BackingObject, stat, Descriptor)? {
+    guard let directory = view.node(place.directory.nodeid) else { return nil }
+    return try look { () throws(Failure) in
+      let parent = try backing.open(directory)
+      let descriptor = try backing.open(Name(place.name), in: parent)
+      let status = try descriptor.status()
+      return (try backing.object(descriptor, status), status, descriptor)
+    }
   }
 
-  func isOnHost(_ node: NodeID, _ place: Place) -> Bool {
-    guard let (object, _, _) = object(place) else { return false }
+  func isOnHost(_ node: NodeID, _ place: Place) throws(SystemError) -> Bool {
+    guard let (object, _, _) = try object(place) else { return false }
     return view.node(of: object.key)?.id == node.nodeid
   }
 
   func toldLinks(of node: NodeID) -> UInt64 { view.node(node.nodeid)?.toldLinks ?? 0 }
 
-  func find(_ place: Place) -> NodeID? {
-    guard let (object, status, descriptor) = object(place) else { return nil }
+  func find(_ place: Place) throws(SystemError) -> NodeID? {
+    guard let (object, status, descriptor) = try object(place) else { return nil }
     let node = view.hold(object, type: status.st_mode)
     if node.following == .pending { register(node, descriptor, status) }
     return NodeID(node.id)

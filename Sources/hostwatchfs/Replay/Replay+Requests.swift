@@ -19,7 +19,7 @@ extension Replay: Interceptor {
     switch engine.ghostLookup(entry.parent, entry.name.bytes) {
     case .ordinary: return false
     case .absent: request.fail(ENOENT)
-    case .node(let node, let lasting): tell(request, engine, node, entry, lasting)
+    case .node(let node, let lasting): _ = tell(request, engine, node, entry, lasting)
     }
     return true
   }
@@ -27,12 +27,18 @@ extension Replay: Interceptor {
   private func tell(
     _ request: Request, _ engine: ReplayEngine, _ node: NodeID, _ entry: View.Entry,
     _ lasting: Bool
-  ) {
+  ) -> Bool {
     var parameters = fuse_entry_param()
+    let (status, isReal): (stat, Bool)
+    do throws(Failure) {
+      (status, isReal) = try attributes(engine, node.nodeid)
+    } catch {
+      request.fail(error.code)
+      return false
+    }
     view.enter(node.nodeid, as: entry)
     parameters.ino = node.nodeid
     parameters.generation = View.generation
-    let (status, isReal) = attributes(engine, node.nodeid)
     parameters.attr = status
     if lasting, isReal {
       let timeouts = view.timeouts(parent: entry.parent, node: node.nodeid)
@@ -40,20 +46,27 @@ extension Replay: Interceptor {
       parameters.attr_timeout = timeouts.attributes
     }
     view.setToldLinks(node.nodeid, UInt64(parameters.attr.st_nlink))
-    guard !request.reply(parameters), view.forget(node.nodeid, lookups: 1) else { return }
-    backing.drop(node.nodeid)
-    daemon.forget([node.nodeid])
+    guard !request.reply(parameters) else { return true }
+    if view.forget(node.nodeid, lookups: 1) {
+      backing.drop(node.nodeid)
+      daemon.forget([node.nodeid])
+    }
+    return false
   }
 
   /// The host's, with the link count that the kernel is to see; made up for what
   /// is gone.
-  private func attributes(_ engine: ReplayEngine, _ id: UInt64) -> (stat, isReal: Bool) {
+  private func attributes(
+    _ engine: ReplayEngine, _ id: UInt64
+  ) throws(Failure) -> (stat, isReal: Bool) {
     var status = stat()
     var isReal = false
-    if let node = view.node(id), let real = try? backing.open(node).status() {
-      status = real
+    do throws(Failure) {
+      guard let node = view.node(id) else { throw Failure(ESTALE) }
+      status = try backing.open(node).status()
       isReal = true
-    } else {
+    } catch {
+      guard error.isGone else { throw error }
       let type = view.node(id)?.type ?? S_IFREG
       // No inode number of a real object's.
       status.st_ino = numericCast(1 << 63 | id)
@@ -70,16 +83,20 @@ extension Replay: Interceptor {
     guard let engine else { return false }
     // While a link count is to be counted down, all see what the kernel needs.
     guard engine.linkBias(of: node) != 0 || self.engine(for: request) != nil else { return false }
-    request.reply(attributes(engine, node).0, timeout: 0)
+    request.answer { () throws(Failure) in
+      request.reply(try attributes(engine, node).0, timeout: 0)
+    }
     return true
   }
 
   func setAttributes(_ request: Request, of node: UInt64) -> Bool {
     guard let engine = engine(for: request) else { return false }
     if engine.ghostTouch(node) {
-      let (status, isReal) = attributes(engine, node)
-      let timeout = isReal ? view.timeouts(parent: nil, node: node).attributes : 0
-      request.reply(status, timeout: timeout)
+      request.answer { () throws(Failure) in
+        let (status, isReal) = try attributes(engine, node)
+        let timeout = isReal ? view.timeouts(parent: nil, node: node).attributes : 0
+        request.reply(status, timeout: timeout)
+      }
     } else {
       request.fail(EBUSY)
     }
@@ -89,7 +106,10 @@ extension Replay: Interceptor {
   func create(_ request: Request, _ entry: View.Entry, source: UInt64?) -> Bool {
     guard let engine = engine(for: request) else { return false }
     if let made = engine.ghostCreate(entry.parent, entry.name.bytes) {
-      tell(request, engine, made.node, entry, made.lasting)
+      if !tell(request, engine, made.node, entry, made.lasting) {
+        // The engine takes it for told.
+        engine.guestChanged(Place(entry), to: nil)
+      }
     } else {
       request.fail(EBUSY)
     }

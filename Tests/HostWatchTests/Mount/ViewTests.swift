@@ -25,6 +25,11 @@ import Testing
     view.enter(Self.object(number), type: S_IFDIR | 0o755, as: Self.entry(name, in: parent)).id
   }
 
+  /// The timeout for a name that is looked up and told to be absent.
+  private func absent(_ entry: View.Entry) -> Double {
+    view.enterAbsent(entry, stamp: view.stamp(of: entry.parent))
+  }
+
   @Test func anObjectHasOneNodeAndItsLookupsAreCounted() {
     let first = file(1, "a")
     #expect(file(1, "b") == first)
@@ -82,25 +87,53 @@ import Testing
     #expect(view.timeouts(parent: View.root, node: child).attributes == 0)
     #expect(view.timeouts(parent: parent, node: child).entry == 0)
     view.setFollowing(parent, .refused(EXDEV))
-    #expect(view.enterAbsent(Self.entry("none", in: parent)) == 0)
+    #expect(absent(Self.entry("none", in: parent)) == 0)
     view.setFollowing(parent, .yes)
     view.setFollowing(child, .yes)
     #expect(view.timeouts(parent: parent, node: child).entry == 100)
     #expect(view.timeouts(parent: parent, node: child).attributes == 100)
     view.isInStep = false
     #expect(view.timeouts(parent: parent, node: child).entry == 0)
-    #expect(view.enterAbsent(Self.entry("none")) == 0)
+    #expect(absent(Self.entry("none")) == 0)
   }
 
   @Test func absentNamesAreKeptUpToALimit() {
     for number in 0..<View.maxAbsentNames {
-      #expect(view.enterAbsent(Self.entry("none\(number)")) == 100)
+      #expect(absent(Self.entry("none\(number)")) == 100)
     }
-    #expect(view.enterAbsent(Self.entry("one more")) == 0)
-    #expect(view.enterAbsent(Self.entry("none1")) == 100)
+    #expect(absent(Self.entry("one more")) == 0)
+    #expect(absent(Self.entry("none1")) == 100)
     #expect(file(1, "none1") != 0)
-    #expect(view.enterAbsent(Self.entry("one more")) == 100)
+    #expect(absent(Self.entry("one more")) == 100)
     #expect(view.children(of: View.root).count == View.maxAbsentNames + 1)
+  }
+
+  /// What is looked up before its directory is followed may have changed untold since.
+  @Test(arguments: [false, true])
+  func aNameIsNotKeptThatWasLookedUpBeforeItsDirectoryWasFollowed(isOutOfStep: Bool) {
+    let parent = directory(1, "d")
+    let child = file(2, "f", in: parent)
+    if isOutOfStep {
+      view.setFollowing(parent, .yes)
+      view.isInStep = false
+    }
+    let early = view.stamp(of: parent)
+    view.setFollowing(parent, .yes)
+    view.setFollowing(child, .yes)
+    view.isInStep = true
+    let now = view.stamp(of: parent)
+    #expect(view.timeouts(parent: parent, node: child, stamp: early).entry == 0)
+    #expect(view.timeouts(parent: parent, node: child, stamp: early).attributes == 100)
+    #expect(view.enterAbsent(Self.entry("none", in: parent), stamp: early) == 0)
+    #expect(view.child(Self.entry("none").name, of: parent) == nil)
+    #expect(view.timeouts(parent: parent, node: child, stamp: now).entry == 100)
+    #expect(view.enterAbsent(Self.entry("none", in: parent), stamp: now) == 100)
+    // Out of step and in again meanwhile.
+    view.isInStep = false
+    view.isInStep = true
+    #expect(view.timeouts(parent: parent, node: child, stamp: now).entry == 0)
+    #expect(view.enterAbsent(Self.entry("other", in: parent), stamp: now) == 0)
+    #expect(absent(Self.entry("other", in: parent)) == 100)
   }
 
   @Test func aForgottenDirectoryTakesItsNamesAlong() {
