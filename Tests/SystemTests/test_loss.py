@@ -5,6 +5,7 @@ a daemon that was killed."""
 import os
 import random
 import select
+import shutil
 import signal
 import time
 import unittest
@@ -38,20 +39,20 @@ class LossTest(DaemonTest):
             raise unittest.SkipTest("needs root")
         cls.mount = scratch.shared(cls.kind or "ext4")
 
-    def small_queue(self):
+    def small_queue(self, size=QUEUE):
         """A daemon whose kernel queue is small, and which may not raise it."""
         self.addCleanup(write, SYSCTL, read_limit().encode())
-        write(SYSCTL, str(QUEUE).encode())
-        return self.start(config=table(daemon={"queue_events": QUEUE}))
+        write(SYSCTL, str(size).encode())
+        return self.start(config=table(daemon={"queue_events": size}))
 
     def start(self, **fields):
         daemon = Daemon(**fields)
         self.addCleanup(daemon.kill)
         return daemon
 
-    def fill_queue(self):
+    def fill_queue(self, size=QUEUE):
         """More events than the kernel's queue holds, none about the share."""
-        for number in range(QUEUE + 100):
+        for number in range(size + 100):
             touch(os.path.join(self.outside, f"filler{number}-{time.monotonic_ns()}"))
 
     def registered(self, client, paths, first=10):
@@ -338,6 +339,48 @@ class LostMoves(LossTest):
         self.assertEqual(names(lambda: os.rename(self.path("came/below"),
                                                  os.path.join(self.outside, "below"))),
                          [(RENAME, MOVED_OUT)])
+
+
+class HoleBehindAnOverflow(LossTest):
+    SIZE = 40000  # more than is read at once
+    FILES = 2000
+
+    def test_it_is_in_the_gap(self):
+        """The kernel tells of one overflow at a time: while that is in the queue others may
+        be behind it, between records that are told."""
+        daemon = self.small_queue(self.SIZE)
+        for number in range(self.FILES):
+            touch(self.path(f"f{number}"))
+        client = daemon.session(self.share, TREE)
+        self.addCleanup(client.close)
+        model = TreeModel(client, self.share)
+        nodes = Server(daemon.session(self.share), self.share)
+        self.addCleanup(nodes.close)
+        self.addCleanup(nodes.client.close)
+        before, holes = "f", 0
+        for attempt in range(4):
+            shutil.rmtree(self.outside)
+            os.mkdir(self.outside)
+            for one in (model, nodes):
+                self.assertEqual(one.check(), "")
+            stop(daemon)
+            self.fill_queue(self.SIZE)
+            daemon.signal(signal.SIGCONT)
+            time.sleep(0.002 * (attempt + 1))  # it reads some of it
+            stop(daemon)
+            for name in (f"{attempt}a", f"{attempt}b"):
+                for number in range(self.FILES):
+                    os.rename(self.path(f"{before}{number}"), self.path(f"{name}{number}"))
+                before = name
+            told = len(model.history)
+            daemon.signal(signal.SIGCONT)
+            for one in (model, nodes):
+                self.assertEqual(one.check(), "")
+            renames = sum(isinstance(one, Record) and bool(one.mask & RENAME)
+                          for one in model.history[told:])
+            holes += 0 < renames < 2 * self.FILES
+        print(f"{holes} of 4 had a hole", flush=True)
+        self.assertGreater(holes, 0, "it has read all, or nothing, each time")
 
 
 class SecondLoss(LossTest):

@@ -137,6 +137,11 @@ extension Hub {
       forget(filesystem)
       return
     }
+    if filesystem.sessions.values.contains(where: { $0.resync != nil }) {
+      // Where its end was the last process may not have come to.
+      filesystem.openGap()
+      filesystem.drain()
+    }
     guard place.isLost else { return }
     for session in Array(filesystem.sessions.values) {
       session.lose(UInt32(HW_LOST_RESTART), since: filesystem.lastEmpty)

@@ -3,10 +3,11 @@ import Glibc
 
 /// Looks at every node of a session after records were lost.
 ///
-/// In: the session's registrations, and the last moment before the gap at which nothing
-/// was missing. Out: DELETE_SELF for what is gone, RECHECK for what has
-/// changed since, then RESYNCED. In slices, one in a turn of the loop, so that
-/// live events do not wait, and only while the client takes what it is sent.
+/// In: the session's registrations, none for TREE, and the last moment before the gap at
+/// which nothing was missing. Out: DELETE_SELF for what is gone, RECHECK for what has
+/// changed since, then RESYNCED. It begins when the stream is whole again; in slices,
+/// one in a turn of the loop, so that live events do not wait, and only while the client
+/// takes what it is sent.
 final class Resync {
   static let nodesPerSlice = 128
 
@@ -106,13 +107,6 @@ extension Session {
     countLoss()
     reply(ReplyBuilder.lost(reason: reason, sequence: unsafe state.pointee.sequence))
     guard !isEnded else { return }
-    if isTree {
-      reply(
-        ReplyBuilder.resynced(sequence: unsafe state.pointee.sequence, checked: 0, reported: 0))
-      if let filesystem { answerSyncs(filesystem.reconciler.closedRecords) }
-      flush()
-      return
-    }
     resync = Resync(registrations(), since: since)
     hub.scheduleResync()
     flush()
@@ -138,9 +132,7 @@ extension Session {
 
   /// One slice; called once in a turn of the loop.
   func stepResync() {
-    guard let resync, let filesystem, !isEnded else { return }
-    // Half of the queue stays free for live events.
-    guard unsafe state.pointee.queue.queued * 2 <= state.pointee.queue.limit else { return }
+    guard let resync, let filesystem, !isEnded, canStepResync else { return }
     let more = resync.advance(self, filesystem)
     if let lacking = resync.lacking {
       hub.report(
@@ -154,9 +146,10 @@ extension Session {
     flush()
   }
 
-  /// Whether a slice can be done now.
+  /// Whether a slice can be done now. Half of the queue stays free for live events.
   var canStepResync: Bool {
-    unsafe resync != nil && state.pointee.queue.queued * 2 <= state.pointee.queue.limit
+    unsafe resync != nil && filesystem?.gapEnd == nil
+      && state.pointee.queue.queued * 2 <= state.pointee.queue.limit
   }
 
   func continueResync() {

@@ -47,6 +47,12 @@ final class WatchedFilesystem {
   var syncing: [Session] = []
   private var isWaiting = false
   private(set) var hasOverflowed = false
+  /// After so many records the stream is whole again; nil: it is.
+  ///
+  /// The kernel tells of one overflow at a time. What it drops while that is still queued
+  /// it does not tell again, though later records may be queued behind it: up to the end of
+  /// what was queued when the overflow was read there may be holes.
+  private(set) var gapEnd: UInt64?
   private(set) var hasFailed = false
   /// The group is in the descriptor store.
   var isStored = false
@@ -273,6 +279,7 @@ final class WatchedFilesystem {
     }
     for slot in router.takeLosing() { sessions[slot]?.noteLoss(since: emptyBefore) }
     if hasOverflowed { lose(since: emptyBefore) }
+    endGap()
     answerSyncs()
     if batches > batchesBefore {
       let since = readableSince == 0 ? began : readableSince
@@ -335,7 +342,8 @@ final class WatchedFilesystem {
       closeWindow(before)
       return true
     }
-    reconciler.keepOpen(remaining: queuedEvents, isAwaited: !syncing.isEmpty)
+    reconciler.keepOpen(
+      remaining: queuedEvents, isAwaited: !syncing.isEmpty || gapEnd != nil)
     if reconciler.retainedBytes > Self.retainedLimit {
       report(
         Diagnostic(
@@ -404,8 +412,26 @@ final class WatchedFilesystem {
         .kernelQueueOverflow, .warning,
         "\(name) \(MountTable.text(device)): the kernel's queue of events overflowed; sessions look again at what they hold. Raise fs.fanotify.max_queued_events or queue-events."
       ))
-    for scope in router.scopes { scope.index.forgetAll() }
+    openGap()
     for session in Array(sessions.values) { session.lose(UInt32(HW_LOST_KERNEL), since: since) }
+  }
+
+  /// Records were lost, and more may be missing among those in the queue.
+  func openGap() {
+    gapEnd = barrier
+    forgetPlaces()
+  }
+
+  private func endGap() {
+    guard let gapEnd, reconciler.closedRecords >= gapEnd else { return }
+    self.gapEnd = nil
+    // The last move of a directory may have been among what is missing.
+    forgetPlaces()
+    for session in sessions.values { session.continueResync() }
+  }
+
+  private func forgetPlaces() {
+    for scope in router.scopes { scope.index.forgetAll() }
   }
 
   private func lookupFailed(_ error: SystemError) {
