@@ -261,6 +261,8 @@ static bool root_may_have_changed(const struct hostwatch *h)
 
 	if (h->root_fd < 0 || fstat(h->root_fd, &st) < 0)
 		return true;
+	if (st.st_ctim.tv_nsec == 0) /* it may have whole seconds only */
+		return st.st_ctim.tv_sec >= h->since.tv_sec;
 	return st.st_ctim.tv_sec > h->since.tv_sec ||
 	       (st.st_ctim.tv_sec == h->since.tv_sec &&
 		st.st_ctim.tv_nsec > h->since.tv_nsec);

@@ -71,7 +71,8 @@ def new_path(name):
 class Mount:
     """A filesystem at `path`; `kind` is ext4, xfs, btrfs, tmpfs or overlay."""
 
-    def __init__(self, kind, size="2G"):
+    def __init__(self, kind, size="2G", options=()):
+        """`options` are mkfs's."""
         self.kind = kind
         self.path = new_path(kind)
         self.image = None
@@ -82,7 +83,7 @@ class Mount:
             self.image = self.path + ".image"
             with open(self.image, "wb") as file:
                 file.truncate(int(size[:-1]) << 30)
-            run(f"mkfs.{kind}", "-q", self.image)
+            run(f"mkfs.{kind}", "-q", *options, self.image)
         self.mount()
 
     def mount(self, path=None, options=""):

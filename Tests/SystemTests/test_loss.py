@@ -14,8 +14,8 @@ import handles
 import scratch
 from daemon import Daemon, DaemonTest, table, touch, write
 from histories import Server, Watch, Writer, stop
-from hostwatch import (ATTRIB, CREATE, DELETE_SELF, MOVED_IN, MOVED_OUT, RECHECK, RENAME, ROOT, TREE,
-                       Lost, Record, Resynced, register_entry)
+from hostwatch import (ATTRIB, CREATE, DELETE_SELF, MOVED_IN, MOVED_OUT, RECHECK, REGISTER, RENAME, ROOT,
+                       TREE, Lost, Record, Resynced, batch, register_entry)
 from model import TreeModel
 from runner import SYSCTL, read_limit
 
@@ -238,6 +238,48 @@ class Loss(PopulationTest):
         self.assertEqual(sorted(name[node] for node in must - told), [])
         ended = {one.node for one in taken if isinstance(one, Record) and one.mask & DELETE_SELF}
         self.assertEqual(ended, {nodes[path] for path in gone})
+        daemon.stop()
+
+    def test_register_into_a_full_queue(self):
+        """A RECHECK that has no room comes with the resync, which reports nothing else for
+        its sake."""
+        daemon = self.start()
+        paths = [self.path(f"f{number}") for number in range(300)]
+        for path in paths:
+            touch(path)
+        late, later = paths[-2:]
+        slow = daemon.session(self.share, queue_limit=65536, max_packet=4096)
+        self.addCleanup(slow.close)
+        nodes = self.registered(slow, paths[:-2])
+        other = daemon.session(self.share)
+        self.addCleanup(other.close)
+        time.sleep(_TICK + 0.01)  # what was under way before is reported with a margin
+        slow.sync()
+        for turn in range(4000):
+            os.chmod(paths[0], 0o600 + turn % 8)
+            if turn % 16 == 0:
+                other.sync()  # so that the kernel does not merge them
+        self.assertTrue(next(one for one in other.status()["sessions"]
+                             if one["id"] == slow.granted.session)["dropped"])
+        uniques = []
+        for number, path in ((8000, late), (8001, later)):
+            fd = os.open(path, os.O_PATH)
+            # It is later than the one moment, and not than the other.
+            since = (1, 0) if path == late else (time.time_ns() // 10**9 + 60, 0)
+            uniques.append(slow.send(REGISTER, batch([register_entry(number, 3, since=since)]),
+                                     (fd,)))
+            os.close(fd)
+        other.sync()
+        for unique in uniques:
+            self.assertEqual(slow.wait_reply(unique).statuses(), [0])
+        taken = slow.sync()
+        self.assertEqual([type(one) for one in taken if not isinstance(one, Record)],
+                         [Lost, Resynced])
+        lost = next(at for at, one in enumerate(taken) if isinstance(one, Lost))
+        looked = {one.node for one in taken[lost:] if isinstance(one, Record)
+                  and one.flags & RECHECK}
+        self.assertEqual(looked, {nodes[paths[0]], (8000, 3)})
+        self.assertEqual(taken[-1].reported, 2)
         daemon.stop()
 
     def test_killed(self):

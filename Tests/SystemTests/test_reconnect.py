@@ -11,7 +11,7 @@ import handles
 import scratch
 from daemon import touch
 from histories import Server, Writer
-from hostwatch import ROOT
+from hostwatch import RECHECK, ROOT, Record
 from library import CONNECTED, DISCONNECTED, IN_STEP, OUT_OF_STEP, LibraryClient
 from test_loss import _TICK, PopulationTest
 
@@ -66,6 +66,37 @@ class Reconnect(PopulationTest):
         os.chmod(self.path("d13", "f1"), 0o600)
         self.assertEqual(model.check(), "")
         again.stop()
+
+    def test_killed_where_ctimes_are_whole_seconds(self):
+        """A change of the root in the second of `since` looks older than that."""
+        if self.kind != "ext4":
+            self.skipTest("ext4 with small inodes has such")
+        mount = scratch.Mount("ext4", "1G", ["-I", "128"])
+        self.addCleanup(mount.remove)
+        self.share = os.path.join(mount.path, "share")
+        os.mkdir(self.share)
+        daemon = self.start()
+        moments = []
+        client = LibraryClient(daemon.socket, self.share, moments.append)
+        self.addCleanup(client.close)
+        for _ in range(20):
+            # After the first tenth of a second, and long before its end.
+            while not 0.1 < time.time() % 1 < 0.3:
+                time.sleep(0.01)
+            client.sync()
+            daemon.kill()
+            touch(self.path(f"new{len(moments)}"))
+            changed = os.stat(self.share).st_ctime_ns
+            daemon = self.start(socket_path=daemon.socket)
+            told = client.take(IN_STEP)
+            if changed <= moments[-1] and changed // 10**9 == moments[-1] // 10**9:
+                break
+        else:
+            self.fail("the second was over each time")
+        self.assertEqual([(one.node, one.flags) for one in told if isinstance(one, Record)][-1:],
+                         [(ROOT, RECHECK)])
+        client.close()
+        daemon.stop()
 
     @staticmethod
     def wait_while_away(client):

@@ -293,6 +293,9 @@ import CHostWatch
       OutgoingRecord(mask: mask, flags: flags, node: entry.id.value), to: &state.pointee)
     if written { delivered += 1 } else if !wasLosing { losing.append(slot) }
     if written && mask.contains(.deleteSelf) { nodes.markDead(index) }
+    if entry.owesRecheck == written && flags & UInt32(HW_RECHECK) != 0 {
+      nodes.setOwesRecheck(index, !written)
+    }
     return written
   }
 

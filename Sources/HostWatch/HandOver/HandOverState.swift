@@ -144,6 +144,8 @@ struct PackedRegistrations: Equatable {
   static let dead: UInt8 = 1
   /// The resync that runs has not come to it yet.
   static let unchecked: UInt8 = 2
+  /// The session is to be told to look at it by the resync that comes.
+  static let owesRecheck: UInt8 = 4
 
   /// 24 bytes and the handle's.
   struct Header: BitwiseCopyable {
@@ -167,7 +169,7 @@ struct PackedRegistrations: Equatable {
     var offset = 0
     for _ in 0..<count {
       guard let header = header(at: offset), header.count > 0, header.count <= hw_handle_max,
-        header.flags <= 3, header.interest >> 31 == 0, header.nodeid != 0
+        header.flags <= 7, header.interest & NodeTable.stateBits == 0, header.nodeid != 0
       else { return nil }
       offset += 24 + Int(header.count)
       guard offset <= bytes.count else { return nil }

@@ -24,11 +24,13 @@ struct NodeTable: ~Copyable {
     var next: UInt32
     /// The session's slot.
     var session: UInt32
-    /// An EventMask; its bits all lie in the lower half. `deadBit` is none of them.
+    /// An EventMask; its bits all lie in the lower half. `stateBits` are none of them.
     var interest: UInt32
 
     /// The session has been told DELETE_SELF, the last it hears of the object.
     var isDead: Bool { interest & NodeTable.deadBit != 0 }
+    /// A RECHECK of it did not fit into the session's queue.
+    var owesRecheck: Bool { interest & NodeTable.owesRecheckBit != 0 }
   }
 
   /// `NodeID` as plain memory.
@@ -62,6 +64,8 @@ struct NodeTable: ~Copyable {
   private static let furtherBit: UInt32 = 1 << 31
   static let noSession = UInt32.max
   static let deadBit: UInt32 = 1 << 31
+  static let owesRecheckBit: UInt32 = 1 << 29
+  static let stateBits = deadBit | owesRecheckBit
 
   private var objects = Slab<Node>()
   private var further = Slab<Registration>()
@@ -166,13 +170,24 @@ struct NodeTable: ~Copyable {
   mutating func setInterest(_ index: UInt32, _ interest: EventMask) {
     change(index) {
       $0.interest =
-        UInt32(truncatingIfNeeded: interest.rawValue) | $0.interest & NodeTable.deadBit
+        UInt32(truncatingIfNeeded: interest.rawValue) | $0.interest & NodeTable.stateBits
     }
   }
 
   /// From here on nothing more is said of the object to its session.
   mutating func markDead(_ index: UInt32) {
     change(index) { $0.interest |= NodeTable.deadBit }
+  }
+
+  /// Whether the session is still to be told to look at the object, whatever its ctime.
+  mutating func setOwesRecheck(_ index: UInt32, _ owes: Bool) {
+    change(index) {
+      if owes {
+        $0.interest |= NodeTable.owesRecheckBit
+      } else {
+        $0.interest &= ~NodeTable.owesRecheckBit
+      }
+    }
   }
 
   mutating func setID(_ index: UInt32, _ id: NodeID) {

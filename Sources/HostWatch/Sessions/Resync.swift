@@ -10,6 +10,9 @@ import Glibc
 /// takes what it is sent.
 final class Resync {
   static let nodesPerSlice = 128
+  /// A system call stamps the ctime, and its event is queued when it is done: the queue
+  /// may have been empty in between. So much the loss of an event goes back.
+  static let callsUnderWayNanoseconds: UInt32 = 10_000_000
 
   private(set) var registrations: [UInt32]
   private var next = 0
@@ -61,7 +64,8 @@ final class Resync {
         unsafe session.state.pointee.events.contains(.deleteSelf)
         && EventMask(rawValue: UInt64(entry.interest)).contains(.deleteSelf)
       let (mask, flags) = verdict(
-        filesystem.router.nodes.handle(of: index), filesystem, wantsEnd: wantsEnd)
+        filesystem.router.nodes.handle(of: index), filesystem, since: entry.owesRecheck ? nil : since,
+        wantsEnd: wantsEnd)
       if lacking != nil {
         next -= 1
         checked -= 1
@@ -76,15 +80,15 @@ final class Resync {
     return next < registrations.count
   }
 
-  /// What to say of a node, or nil for nothing. Who did not ask for
-  /// DELETE_SELF is told to look.
+  /// What to say of a node, or nil for nothing. Who did not ask for DELETE_SELF is told to
+  /// look, and so is who has to look whatever the ctime: `since` is nil then.
   private func verdict(
-    _ handle: FileHandle, _ filesystem: WatchedFilesystem, wantsEnd: Bool
+    _ handle: FileHandle, _ filesystem: WatchedFilesystem, since: Timestamp?, wantsEnd: Bool
   ) -> (EventMask?, UInt32) {
     do throws(SystemError) {
       let object = try Syscall.open(handle, on: filesystem.mount)
       let status = try Syscall.status(of: object.rawValue)
-      guard status.ctime.isLater(than: since) else { return (nil, 0) }
+      if let since, !status.ctime.isLater(than: since) { return (nil, 0) }
       return (status.isDirectory ? .isDirectory : [], UInt32(HW_RECHECK))
     } catch {
       if error.code == ESTALE && wantsEnd { return (.deleteSelf, 0) }
@@ -99,7 +103,8 @@ extension Session {
   /// which none were.
   func lose(_ reason: UInt32, since: Timestamp) {
     guard isAttached, !isEnded else { return }
-    let since = min(since, losingSince ?? since)
+    let since = min(since, losingSince ?? since).earlier(
+      byNanoseconds: Resync.callsUnderWayNanoseconds)
     if let resync {
       resync.restart(registrations(), since: since)
       return
@@ -120,7 +125,7 @@ extension Session {
   /// The queue was full and has been emptied: the client learns of the gap.
   func announceLoss() {
     unsafe state.pointee.isLosing = false
-    let since = losingSince ?? .zero
+    let since = losingSince ?? filesystem?.lastEmpty ?? .zero
     losingSince = nil
     hub.report(
       Diagnostic(

@@ -64,9 +64,10 @@ extension Session {
       let entry = filesystem.router.nodes.registration(index)
       var flags: UInt8 = entry.isDead ? PackedRegistrations.dead : 0
       if unchecked.contains(index) { flags |= PackedRegistrations.unchecked }
+      if entry.owesRecheck { flags |= PackedRegistrations.owesRecheck }
       filesystem.router.nodes.handle(of: index).withView {
         packed.append(
-          entry.id.value, interest: entry.interest & ~NodeTable.deadBit, flags: flags, $0)
+          entry.id.value, interest: entry.interest & ~NodeTable.stateBits, flags: flags, $0)
       }
     }
     return packed
@@ -136,6 +137,9 @@ extension Session {
       identities.insert(id, index)
       if header.flags & PackedRegistrations.dead != 0 { router.nodes.markDead(index) }
       if header.flags & PackedRegistrations.unchecked != 0 { unchecked.append(index) }
+      if header.flags & PackedRegistrations.owesRecheck != 0 {
+        router.nodes.setOwesRecheck(index, true)
+      }
     }
     rootRegistration = identities.find(.root, in: router.nodes)
     guard rootRegistration != 0 else { throw HandOverError("its root is not registered") }

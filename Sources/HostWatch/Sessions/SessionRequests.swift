@@ -40,7 +40,7 @@ extension Session {
     var statuses: [Int32] = []
     statuses.reserveCapacity(entries.count)
     var closeAtOnce = true
-    var recheck: [(index: UInt32, isDirectory: Bool, since: Timestamp)] = []
+    var recheck: [(index: UInt32, isDirectory: Bool)] = []
     let now = UInt32(truncatingIfNeeded: Syscall.monotonicMicroseconds() / 1000)
     var group: [Result<(Syscall.Status, FileHandle), SystemError>] = []
     group.reserveCapacity(Self.registeredTogether)
@@ -58,8 +58,7 @@ extension Session {
           let changed = entry.since != .zero && status.ctime.isLater(than: entry.since)
           let passed = handle.withView { filesystem.router.hasPassed($0, now: now) }
           if changed || passed {
-            // What the server knew may be as old as the record that passed.
-            recheck.append((index, status.isDirectory, changed ? entry.since : .zero))
+            recheck.append((index, status.isDirectory))
           }
           statuses.append(0)
         } catch {
@@ -71,12 +70,12 @@ extension Session {
     }
     descriptors.closeAtOnce = closeAtOnce
     reply(ReplyBuilder.statuses(statuses, type: HW_REGISTER, unique: unique))
-    for (index, isDirectory, since) in recheck {
+    for (index, isDirectory) in recheck {
       let told = filesystem.router.tell(
         isDirectory ? .isDirectory : [], flags: UInt32(HW_RECHECK), registration: index,
         slot: slot)
-      // The resync that follows a full queue says it then.
-      if !told { noteLoss(since: since) }
+      // The resync that follows a full queue says it then, whatever the ctime.
+      if !told { noteLoss(since: filesystem.lastEmpty) }
     }
     filesystem.flush()
   }

@@ -46,7 +46,9 @@ final class WatchedFilesystem {
   /// Sessions whose SYNC has not been answered.
   var syncing: [Session] = []
   private var isWaiting = false
-  private(set) var hasOverflowed = false
+  private var hasOverflowed = false
+  /// Something could not be told for another reason.
+  private var hasLost = false
   /// After so many records the stream is whole again; nil: it is.
   ///
   /// The kernel tells of one overflow at a time. What it drops while that is still queued
@@ -278,7 +280,7 @@ final class WatchedFilesystem {
       if let failure = scope.index.takeFailure() { lookupFailed(failure) }
     }
     for slot in router.takeLosing() { sessions[slot]?.noteLoss(since: emptyBefore) }
-    if hasOverflowed { lose(since: emptyBefore) }
+    if hasOverflowed || hasLost { lose(since: emptyBefore) }
     endGap()
     answerSyncs()
     if batches > batchesBefore {
@@ -350,7 +352,7 @@ final class WatchedFilesystem {
           .filesystemFailed, .warning,
           "\(name) \(MountTable.text(device)): more records are waiting than can be told apart; they count as lost."
         ))
-      hasOverflowed = true
+      hasLost = true
       closeWindow(lastEmpty)
     }
     return false
@@ -405,13 +407,15 @@ final class WatchedFilesystem {
   }
 
   private func lose(since: Timestamp) {
-    hasOverflowed = false
-    overflows += 1
-    report(
-      Diagnostic(
-        .kernelQueueOverflow, .warning,
-        "\(name) \(MountTable.text(device)): the kernel's queue of events overflowed; sessions look again at what they hold. Raise fs.fanotify.max_queued_events or queue-events."
-      ))
+    if hasOverflowed {
+      overflows += 1
+      report(
+        Diagnostic(
+          .kernelQueueOverflow, .warning,
+          "\(name) \(MountTable.text(device)): the kernel's queue of events overflowed; sessions look again at what they hold. Raise fs.fanotify.max_queued_events or queue-events."
+        ))
+    }
+    (hasOverflowed, hasLost) = (false, false)
     openGap()
     for session in Array(sessions.values) { session.lose(UInt32(HW_LOST_KERNEL), since: since) }
   }
@@ -440,6 +444,6 @@ final class WatchedFilesystem {
         .filesystemFailed, .warning,
         "\(name) \(MountTable.text(device)): a name or directory could not be looked up: \(error); sessions look again at what they hold.",
         errno: error.code))
-    hasOverflowed = true
+    hasLost = true
   }
 }

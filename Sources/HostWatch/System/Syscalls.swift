@@ -203,10 +203,8 @@ enum Syscall {
   static func coarseNow() -> Timestamp {
     var now = timespec()
     _ = unsafe clock_gettime(CLOCK_REALTIME_COARSE, &now)
-    let nanoseconds = Int64(now.tv_nsec) - 1
-    return nanoseconds < 0
-      ? Timestamp(seconds: Int64(now.tv_sec) - 1, nanoseconds: 999_999_999)
-      : Timestamp(seconds: Int64(now.tv_sec), nanoseconds: UInt32(nanoseconds))
+    return Timestamp(seconds: Int64(now.tv_sec), nanoseconds: UInt32(now.tv_nsec))
+      .earlier(byNanoseconds: 1)
   }
 }
 
@@ -216,6 +214,13 @@ struct Timestamp: Comparable {
   var nanoseconds: UInt32
 
   static let zero = Timestamp(seconds: 0, nanoseconds: 0)
+
+  /// Less than a second earlier.
+  func earlier(byNanoseconds span: UInt32) -> Timestamp {
+    nanoseconds >= span
+      ? Timestamp(seconds: seconds, nanoseconds: nanoseconds - span)
+      : Timestamp(seconds: seconds - 1, nanoseconds: nanoseconds + 1_000_000_000 - span)
+  }
 
   /// Whether a ctime is later than a moment. A filesystem that stores whole
   /// seconds says no more than the second.
