@@ -64,7 +64,8 @@ final class Resync {
         unsafe session.state.pointee.events.contains(.deleteSelf)
         && EventMask(rawValue: UInt64(entry.interest)).contains(.deleteSelf)
       let (mask, flags) = verdict(
-        filesystem.router.nodes.handle(of: index), filesystem, since: entry.owesRecheck ? nil : since,
+        filesystem.router.nodes.handle(of: index), filesystem,
+        since: entry.owesRecheck ? nil : since,
         wantsEnd: wantsEnd)
       if lacking != nil {
         next -= 1
