@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import fusefs
 import scratch
 from daemon import Daemon, DaemonTest, table, touch
 from histories import Watch, Writer, stop
-from hostwatch import (INIT, NODES, REGISTER, SYNC, Refused, batch, init_body, message,
+from hostwatch import (INIT, NODES, REGISTER, SYNC, Record, Refused, batch, init_body, message,
                        register_entry)
 from mounts import Mounted
 from test_convergence import number
@@ -304,6 +305,53 @@ class FilesystemsOfAUser(DaemonTest):
                 break
             except Refused:
                 self.assertLess(time.monotonic(), deadline, "one that has ended counts still")
+
+
+class ShortOfDescriptors(DaemonTest):
+    """The daemon's own limit is no client's fault."""
+
+    def test_requests_are_refused_and_may_be_repeated(self):
+        client, watch = self.session(), Watch(self.daemon, self.base)
+        self.addCleanup(watch.close)
+        paths = [self.path(f"f{number}") for number in range(3)]
+        for path in paths:
+            touch(path)
+        fds = [os.open(path, os.O_PATH) for path in paths]
+        for fd in fds:
+            self.addCleanup(os.close, fd)
+        entries = [register_entry(10 + number, 3) for number in range(3)]
+        self.assertEqual(watch.check(), "")
+        newcomer = self.daemon.connect()
+        self.addCleanup(newcomer.close)
+        newcomer.status()  # so that it has been accepted
+        client.sync()
+        before = self.daemon.descriptors()
+        used = {int(number) for number in before}
+        free = [number for number in range(len(used) + 3) if number not in used]
+        _, hard = limits = resource.prlimit(self.daemon.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.daemon.pid, resource.RLIMIT_NOFILE, (free[1], hard))
+        try:  # there is room for one of the three
+            for _ in range(3):
+                with self.assertRaises(Refused) as caught:
+                    client.register(entries, fds)
+                self.assertEqual(caught.exception.errno, errno.EMFILE)
+            resource.prlimit(self.daemon.pid, resource.RLIMIT_NOFILE, (free[0], hard))
+            with self.assertRaises(Refused) as caught:
+                newcomer.init(NODES, fd=fds[0])
+            self.assertEqual(caught.exception.errno, errno.EMFILE)
+            client.sync()
+        finally:
+            resource.prlimit(self.daemon.pid, resource.RLIMIT_NOFILE, limits)
+        self.assertEqual(self.daemon.descriptors(), before)
+        self.assertEqual(self.daemon.log().count("no free descriptors"), 2, "once a session")
+        self.assertNotIn("broke the protocol", self.daemon.log())
+        self.assertEqual(client.register(entries, fds), [0, 0, 0])
+        with open(self.share, "rb", opener=lambda path, _: os.open(path, os.O_PATH)) as root:
+            newcomer.init(NODES, fd=root.fileno())
+        os.chmod(paths[0], 0o600)
+        self.assertEqual([one.node for one in client.sync() if isinstance(one, Record)],
+                         [(10, 3)])
+        self.assertEqual(watch.check(), "")
 
 
 class StalledServiceManager(DaemonTest):

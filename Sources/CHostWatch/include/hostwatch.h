@@ -213,7 +213,8 @@ void hostwatch_session(struct hostwatch *h, struct hostwatch_session *out);
  * Returns 0, -EXDEV (not on the root's filesystem), -EACCES (the descriptor
  * proves no read access), -ENOSPC (max_nodes reached), -EEXIST (the nodeid and
  * generation name another object), -EINVAL, -EOPNOTSUPP (the object has no
- * file handle), -EBADF, -ETOOMANYREFS (for a second this user has had more
+ * file handle), -EBADF, -EMFILE (the daemon has no free descriptor; it may be
+ * tried again), -ETOOMANYREFS (for a second this user has had more
  * descriptors on their way in sockets than RLIMIT_NOFILE allows), or that the
  * connection is lost.
  */

@@ -11,6 +11,8 @@ import Glibc
   enum Outcome {
     case packet(descriptors: DescriptorList)
     case tooLarge(descriptors: DescriptorList)
+    /// Without all of its descriptors: this process had no room for them.
+    case incomplete
     case nothing
     case hangUp
     case failed(SystemError)
@@ -47,8 +49,8 @@ import Glibc
     let descriptors = DescriptorList(numbers, closer: closer, sender: sender)
     if received.size == 0 { return .hangUp }
     count = min(received.size, PacketReceiver.capacity)
-    return received.truncated || received.descriptors_lost
-      ? .tooLarge(descriptors: descriptors) : .packet(descriptors: descriptors)
+    if received.truncated { return .tooLarge(descriptors: descriptors) }
+    return received.descriptors_lost ? .incomplete : .packet(descriptors: descriptors)
   }
 
   /// Whether the next packet has descriptors. It stays in the socket; its header is what

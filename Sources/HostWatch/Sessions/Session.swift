@@ -57,6 +57,8 @@ import Glibc
   /// Since when requests with descriptors wait, as too many are still being closed.
   private var crowdedSince: UInt64?
   private(set) var waitsForCloser = false
+  /// It has been reported, and nothing has been received since.
+  private var hasLackedDescriptors = false
   private var wantsWritable = false
   private var isInputPaused = false
   var resync: Resync?
@@ -131,13 +133,33 @@ import Glibc
       case .hangUp: return end("the peer hung up")
       case .failed(let error): return end("\(error)")
       case .tooLarge:
-        violate(
-          .malformed(
-            "The packet is longer than 131,072 bytes, or there was no room for its descriptors."))
+        violate(.malformed("The packet is longer than 131,072 bytes."))
+      case .incomplete: refuseForLack()
       case .packet(let descriptors): handlePacket(descriptors)
       }
     }
     flush()
+  }
+
+  /// No descriptor was free for those of a request, which is not the client's fault: it may
+  /// ask again.
+  private func refuseForLack() {
+    let (type, unique) = hub.receiver.withPacket { RequestDecoder.header($0) }
+    guard type == UInt16(HW_REGISTER) || type == UInt16(HW_INIT) else {
+      return violate(.malformed("Only INIT and REGISTER come with descriptors."))
+    }
+    if !hasLackedDescriptors {
+      hub.report(
+        Diagnostic(
+          .other, .warning,
+          "The daemon has no free descriptors to receive a client's with; requests are refused until it has. Raise its limit (LimitNOFILE=).",
+          session: id, share: share, peer: peer, errno: EMFILE))
+    }
+    hasLackedDescriptors = true
+    reply(
+      ReplyBuilder.error(
+        EMFILE, "The daemon has no free descriptors to receive these with; try again later.",
+        type: type, unique: unique))
   }
 
   /// Whether the next packet may be received. One with descriptors has to wait while too
@@ -184,6 +206,7 @@ import Glibc
     // What happened before a request is told before it takes effect.
     if let filesystem, filesystem.queuedEvents > 0 { filesystem.drain() }
     guard !isEnded else { return }
+    if !descriptors.numbers.isEmpty { hasLackedDescriptors = false }
     let (type, unique) = hub.receiver.withPacket { RequestDecoder.header($0) }
     do throws(RequestError) {
       let request = try hub.receiver.withPacket { packet throws(RequestError) in
