@@ -191,7 +191,9 @@ final class Daemon {
         diagnostics.log(Diagnostic(.queueSizeLimited, .warning, shortfall))
       }
       logNeedsRestart(
-        "daemon.queue-events", "filesystems watched already keep the queue they have until then")
+        "daemon.queue-events",
+        "filesystems watched already keep the queue they have, also over a restart that keeps sessions"
+      )
     }
     if new.socketPath != old.socketPath || new.socketMode != old.socketMode {
       logNeedsRestart("daemon.socket, daemon.socket-mode", "the socket stays as it is until then")

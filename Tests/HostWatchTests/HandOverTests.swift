@@ -19,6 +19,7 @@ struct HandOverTests {
     (filesystem.device, filesystem.magic, filesystem.group) = (0x801, 0xEF53, 0)
     filesystem.mount = HandOverState.Mount(tree: 1, root: 2)
     filesystem.lastEmpty = Timestamp(seconds: 5, nanoseconds: 999_999_999)
+    filesystem.queueLimit = 16384
     filesystem.counters.records = 77
     filesystem.deaths = [
       HandOverState.Death(handle: handle(9), mask: 0x400, pid: 4, since: 123)
@@ -148,9 +149,11 @@ struct HandOverTests {
   @Test("names the version it does not know")
   func versions() {
     var bytes = HandOverEncoder.encode(Self.sample())
-    bytes[8] = 2
+    let known = HandOverState.version
+    bytes[8] = UInt8(known + 1)
     #expect(
-      throws: HandOverError("the state has version 2; this daemon reads version 1")
+      throws: HandOverError(
+        "the state has version \(known + 1); this daemon reads version \(known)")
     ) { try HandOverDecoder.decode(bytes, descriptors: 9) }
   }
 

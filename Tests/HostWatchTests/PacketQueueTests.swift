@@ -74,13 +74,20 @@ import Testing
     #expect(fixture.queue.isEmpty)
   }
 
+  /// Beyond what each of them is guaranteed.
   @Test func aUsersSessionsShareOneLimit() {
-    let fixture = Fixture(limit: 65536, userLimit: 2048)
-    #expect(fixture.add(1024, 1))
+    let fixture = Fixture(limit: 1 << 20, userLimit: 2048)
+    var accepted = 0
+    while fixture.queue.hasRoom(forRecordOf: 1024), fixture.add(1024, 1) { accepted += 1 }
+    #expect(accepted == PacketQueue.guaranteed / 1024 - 1)
     #expect(!fixture.add(1024, 2))
-    _ = fixture.take(10)
+    _ = fixture.take(100)
     #expect(fixture.shared == 0)
     #expect(fixture.add(1024, 3))
+    let alone = Fixture(limit: 1 << 20, userLimit: 1 << 19)
+    while alone.queue.hasRoom(forRecordOf: 1024), alone.add(1024, 1) {}
+    #expect(((1 << 19) - 2048...1 << 19).contains(alone.shared))
+    #expect(!alone.add(1024, 2))
   }
 
   /// Random records, packets and sends: what comes out is what went in.

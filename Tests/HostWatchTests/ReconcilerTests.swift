@@ -108,7 +108,7 @@ struct History {
       return false
     }
     reconciler.keepOpen(
-      remaining: simulator.queue.count, isAwaited: Bool.random(using: &generator))
+      remaining: simulator.queue.count, awaited: Bool.random(using: &generator) ? 0 : .max)
     return true
   }
 
@@ -218,6 +218,43 @@ struct History {
     }
     #expect(model.entries == simulator.entries)
     #expect(lookups == 0)
+  }
+
+  /// A queue that never runs empty is closed in parts, at a cost in proportion to the
+  /// records, and what somebody waits for as soon as it can be.
+  @Test func aLongBacklogCostsInProportion() throws {
+    let (simulator, model) = (KernelSimulator(), ClientModel())
+    let reconciler = Reconciler(
+      seed: 1, namespace: SimulatedNamespace(simulator), emit: { model.apply($0) }, overflow: {},
+      report: { Issue.record("\($0)") })
+    let (backlog, part, awaited) = (3000, 50, UInt64(500))
+    for number in 0..<backlog {
+      simulator.create(entry("b\(number)"), isDirectory: false, pid: 1)
+    }
+    var closedInTime: Bool?
+    for turn in 0..<200 {
+      let segment = reconciler.nextSegment()
+      segment.fill(with: simulator.read(part))
+      try reconciler.absorb(segment)
+      for number in 0..<part {
+        simulator.create(entry("t\(turn).\(number)"), isDirectory: false, pid: 1)
+      }
+      reconciler.keepOpen(
+        remaining: simulator.queue.count, awaited: closedInTime == nil ? awaited : .max)
+      // What is closed now was read before what has been read since was queued.
+      if closedInTime == nil, reconciler.counters.records >= awaited + UInt64(backlog + part) {
+        closedInTime = reconciler.closedRecords >= awaited
+      }
+    }
+    #expect(closedInTime == true)
+    #expect(reconciler.notes <= 4 * reconciler.counters.records)
+    while !simulator.queue.isEmpty {
+      let segment = reconciler.nextSegment()
+      segment.fill(with: simulator.read(part))
+      try reconciler.absorb(segment)
+    }
+    reconciler.close()
+    #expect(model.entries == simulator.entries)
   }
 
   @Test func aRenameBackAndForthIsSettledByALookup() throws {

@@ -11,8 +11,8 @@ import time
 import unittest
 
 import systemd_test
-from hostwatch import (CORRECTED, CREATE, DELETE, NODES, RECHECK, RENAME, SYNC, TREE, Client, Detached,
-                       Lost, Record, Resynced, read_while, register_entry)
+from hostwatch import (CORRECTED, CREATE, DELETE, DELETE_SELF, NODES, RECHECK, RENAME, SYNC, TREE,
+                       Client, Detached, Lost, Record, Resynced, read_while, register_entry)
 from model import TreeModel
 from systemd_test import (CONFIG, DAEMON, SERVICE, SOCKET, SystemdTest, drop_in, eventually,
                           run, show, systemctl)
@@ -91,15 +91,6 @@ class RestartTest(SystemdTest):
         client.wait_hang_up()
         self.assertFalse([one for one in client.inbox if isinstance(one, Detached)])
 
-
-class Storm(RestartTest):
-    def start_storm(self, files):
-        process = subprocess.Popen([sys.executable, "-c", STORM, self.share, str(files)],
-                                   stdin=subprocess.PIPE, text=True)
-        self.addCleanup(process.wait)
-        self.addCleanup(process.kill)
-        return process
-
     def losing_client(self):
         """A NODES session that is in a resync, with a SYNC that waits for it: it stopped
         reading, lost records, and stopped reading again once it was told so."""
@@ -123,6 +114,15 @@ class Storm(RestartTest):
         self.client().sync()
         before = client.wait_for(Lost)
         return client, client.send(SYNC), {r.node for r in before if isinstance(r, Record)}
+
+
+class Storm(RestartTest):
+    def start_storm(self, files):
+        process = subprocess.Popen([sys.executable, "-c", STORM, self.share, str(files)],
+                                   stdin=subprocess.PIPE, text=True)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        return process
 
     def assert_once(self, records, files):
         """Each file's CREATE, RENAME and DELETE, once. What the daemon worked out itself
@@ -244,6 +244,40 @@ class HandOver(RestartTest):
         # The process whose changes are its own still is this one.
         self.assertEqual([r for r in echoing.records() if not r.flags & RECHECK], [])
 
+    def test_the_group_is_lost_while_one_is_resynced(self):
+        """What happened meanwhile is looked for from when the last process had read all."""
+        systemctl("start", SERVICE)
+        open(self.path("f"), "w").close()
+        other = self.client(NODES)
+        self.assertEqual(other.register_path(self.path("f"), 9, 1), 0)
+        _, unique, _ = losing = self.losing_client()
+        other.sync()
+        self.stand_in("lose-group")
+        os.chmod(self.path("f"), 0o600)
+        time.sleep(0.05)  # well before the next process begins
+        self.real()
+        told = other.sync()
+        self.assertEqual([one.reason for one in told if isinstance(one, Lost)], [3])
+        self.assertIn((9, 1), {one.node for one in told
+                               if isinstance(one, Record) and one.flags & RECHECK})
+        self.assertEqual(losing[0].wait_reply(unique, 60).error, 0)
+
+    def test_an_end_that_waits_for_its_delete(self):
+        """It is told by the next process, whatever else happens."""
+        systemctl("start", SERVICE)
+        client = self.client(NODES)
+        with open(self.path("f"), "w"):
+            self.assertEqual(client.register_path(self.path("f"), 9, 1), 0)
+            os.unlink(self.path("f"))
+            client.sync()
+            os.kill(self.pid(), signal.SIGSTOP)
+        systemctl("restart", SERVICE)  # with the SIGTERM goes a SIGCONT
+        last = []
+        while not any(one.mask & DELETE_SELF for one in last):
+            client.receive(10)
+            last += [one for one in client.take() if isinstance(one, Record)]
+        self.assertEqual(last[-1].node, (9, 1))
+
     def test_stop_is_told_and_empties_the_store(self):
         systemctl("start", SERVICE)
         client = self.client()
@@ -269,7 +303,7 @@ class HandOver(RestartTest):
         self.fallback("damage", "checksum is wrong")
 
     def test_state_of_another_version(self):
-        self.fallback("version", "version 2; this daemon reads version 1")
+        self.fallback("version", "version 3; this daemon reads version 2")
 
     def test_state_that_is_not_sealed(self):
         self.fallback("unsealed", "not sealed")

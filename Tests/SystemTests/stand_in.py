@@ -4,6 +4,7 @@
 it as the service's program. What it is given:
 
     keep       leaves the descriptor store as it is
+    lose-group removes the groups from it
     damage     hands the state on with one bit of it turned
     version    hands the state on with another version in it
     unsealed   hands the state on in a memfd that is not sealed
@@ -65,6 +66,10 @@ def main():
         store("hostwatchd-nonsense", memfd(b"x"))
         store("another-service", memfd(b"y"))
         store("hostwatchd-group.1.2", memfd(b"z"))
+    elif how == "lose-group":
+        for name in os.environ["LISTEN_FDNAMES"].split(":"):
+            if name.startswith("hostwatchd-group."):
+                notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
     elif how != "keep":
         held = hand_on(how)
     notify("READY=1")

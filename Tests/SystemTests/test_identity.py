@@ -3,12 +3,14 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 
 import handles
 import scratch
 from daemon import DaemonTest, touch, write
+from histories import stop
 from hostwatch import (CREATE, DELETE, DELETE_SELF, MODIFY, NOBODY, NODES, RECHECK,
                        RENAME, ROOT, SUPPRESS_ECHO, TREE)
 
@@ -55,17 +57,36 @@ class Identity(DaemonTest):
         self.assertEqual(names, {b"other"})
         server.stdin.close()
         server.wait()
+        self.run_as(server.pid, script, self.path("stranger"))
+        self.assertIn(b"stranger", {record.name for record in client.records()})
+
+    def run_as(self, pid, script, line):
         for _ in range(200):  # another process may get the number first
             with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as file:
-                file.write(str(server.pid - 1))
+                file.write(str(pid - 1))
             stranger = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE,
                                         stdout=subprocess.DEVNULL, text=True)
-            again = stranger.pid == server.pid
-            stranger.communicate(self.path("stranger") + "\n" if again else "")
+            again = stranger.pid == pid
+            stranger.communicate(line + "\n" if again else "")
             if again:
-                break
-        else:
-            self.fail("the pid could not be had again")
+                return
+        self.fail("the pid could not be had again")
+
+    def test_pid_used_again_before_it_was_noticed(self):
+        """The same while the daemon does not run: it finds what the stranger did together
+        with the server's end."""
+        if self.kind != "ext4":
+            self.skipTest("the same on every filesystem")
+        script = "import sys\nfor line in sys.stdin: open(line[:-1], 'w').close()"
+        server = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, text=True)
+        client = self.session(TREE, options=SUPPRESS_ECHO, echo_pid=server.pid)
+        client.sync()
+        stop(self.daemon)
+        try:
+            server.communicate(self.path("own") + "\n")
+            self.run_as(server.pid, script, self.path("stranger"))
+        finally:
+            self.daemon.signal(signal.SIGCONT)
         self.assertIn(b"stranger", {record.name for record in client.records()})
 
     def test_not_another(self):

@@ -12,12 +12,13 @@ import unittest
 
 import handles
 import scratch
-from daemon import Daemon, DaemonTest, table, touch, write
+from daemon import Daemon, DaemonTest, binary, granted, table, touch, write
 from histories import Server, Watch, Writer, stop
 from hostwatch import (ATTRIB, CREATE, DELETE_SELF, MOVED_IN, MOVED_OUT, RECHECK, REGISTER, RENAME, ROOT,
-                       TREE, Lost, Record, Resynced, batch, register_entry)
+                       NODES, TREE, Client, Lost, Record, Resynced, batch, register_entry)
 from model import TreeModel
 from runner import SYSCTL, read_limit
+from soak_manager import Manager
 
 QUEUE = 500  # events in the kernel's queue
 _REALTIME_COARSE = 5
@@ -255,10 +256,10 @@ class Loss(PopulationTest):
         self.addCleanup(other.close)
         time.sleep(_TICK + 0.01)  # what was under way before is reported with a margin
         slow.sync()
-        for turn in range(4000):
-            os.chmod(paths[0], 0o600 + turn % 8)
-            if turn % 16 == 0:
-                other.sync()  # so that the kernel does not merge them
+        for turn in range(120):
+            for path in paths[:40]:
+                os.chmod(path, 0o600 + turn % 8)
+            other.sync()
         self.assertTrue(next(one for one in other.status()["sessions"]
                              if one["id"] == slow.granted.session)["dropped"])
         uniques = []
@@ -278,8 +279,9 @@ class Loss(PopulationTest):
         lost = next(at for at, one in enumerate(taken) if isinstance(one, Lost))
         looked = {one.node for one in taken[lost:] if isinstance(one, Record)
                   and one.flags & RECHECK}
-        self.assertEqual(looked, {nodes[paths[0]], (8000, 3)})
-        self.assertEqual(taken[-1].reported, 2)
+        self.assertIn((8000, 3), looked)
+        self.assertEqual(looked - {nodes[path] for path in paths[:40]}, {(8000, 3)}, "untouched")
+        self.assertEqual(taken[-1].reported, len(looked))
         daemon.stop()
 
     def test_killed(self):
@@ -399,8 +401,8 @@ class HoleBehindAnOverflow(LossTest):
         nodes = Server(daemon.session(self.share), self.share)
         self.addCleanup(nodes.close)
         self.addCleanup(nodes.client.close)
-        before, holes = "f", 0
-        for attempt in range(4):
+        before, holes, within = "f", 0, 0
+        for attempt in range(2):
             shutil.rmtree(self.outside)
             os.mkdir(self.outside)
             for one in (model, nodes):
@@ -416,13 +418,206 @@ class HoleBehindAnOverflow(LossTest):
                 before = name
             told = len(model.history)
             daemon.signal(signal.SIGCONT)
-            for one in (model, nodes):
+            late = self.newcomers(daemon)
+            for one in (model, nodes, *late):
                 self.assertEqual(one.check(), "")
-            renames = sum(isinstance(one, Record) and bool(one.mask & RENAME)
-                          for one in model.history[told:])
-            holes += 0 < renames < 2 * self.FILES
-        print(f"{holes} of 4 had a hole", flush=True)
+            story = [one for one in model.history[told:] if isinstance(one, (Lost, Record))]
+            first = next(at for at, one in enumerate(story) if isinstance(one, Lost))
+            renames = [at for at, one in enumerate(story)
+                       if isinstance(one, Record) and one.mask & RENAME]
+            self.assertFalse([at for at in renames if at < first], "told before the loss was")
+            holes += 0 < len(renames) < 2 * self.FILES
+            within += sum(any(isinstance(line, Lost) for line in one.history) for one in late)
+            for one in late:
+                one.client.close()
+        print(f"{holes} of 2 had a hole, {within} sessions began in a gap", flush=True)
         self.assertGreater(holes, 0, "it has read all, or nothing, each time")
+        self.assertGreater(within, 0, "no session began in a gap")
+
+    def newcomers(self, daemon):
+        """Sessions that begin one after the other while the daemon catches up, and read the
+        tree when it has."""
+        clients = []
+        for _ in range(6):
+            clients.append(daemon.session(self.share, TREE))
+            self.addCleanup(clients[-1].close)
+        return [TreeModel(client, self.share) for client in clients]
+
+
+class WritersThatGoOn(LossTest):
+    SIZE = 20000
+
+    def test_a_gap_ends(self):
+        """A backlog as long as the queue behind an overflow, and no end of new records."""
+        daemon = self.small_queue(self.SIZE)
+        client = daemon.session(self.share)
+        self.addCleanup(client.close)
+        writers = [Writer(self.base, number, "abc/pq") for number in range(2)]
+        for writer in writers:
+            self.addCleanup(writer.close)
+        for _ in range(2):
+            shutil.rmtree(self.outside)
+            os.mkdir(self.outside)
+            client.sync()
+            stop(daemon)
+            self.fill_queue(self.SIZE)
+            for writer in writers:
+                writer.begin("run", "40000")
+            daemon.signal(signal.SIGCONT)
+            client.wait_for(Lost)
+            client.wait_for(Resynced, timeout=20)
+            went_on = not select.select(writers, [], [], 0)[0]
+            for writer in writers:
+                while not select.select([writer], [], [], 0)[0]:
+                    client.sync()
+                self.assertEqual(writer.end(), 0)
+            self.assertTrue(went_on, "the writers had ended before RESYNCED")
+
+
+class SharedQueue(LossTest):
+    """One user's sessions share a limit; who reads does not pay for who does not."""
+
+    def test_beside_sessions_that_do_not_read(self):
+        daemon = self.start(config=table(
+            daemon={"socket_mode": "0666"}, limits={"queue_per_user": "1MiB"}))
+        os.chmod(self.share, 0o755)
+        paths = [self.path(f"f{number}") for number in range(3000)]
+        for path in paths:
+            touch(path)
+
+        def session(**fields):
+            client = daemon.unprivileged()
+            self.addCleanup(client.close)
+            fd = os.open(self.share, os.O_RDONLY | os.O_DIRECTORY)
+            client.init(fd=fd, **fields)
+            os.close(fd)
+            for at in range(0, len(paths), 250):
+                fds = [os.open(path, os.O_RDONLY) for path in paths[at:at + 250]]
+                self.assertFalse(any(client.register(
+                    [register_entry(10 + at + number, 3) for number in range(len(fds))], fds)))
+                for fd in fds:
+                    os.close(fd)
+            return client
+
+        stuck, reader = [session() for _ in range(2)], session()
+        admin = daemon.session(self.share)
+        self.addCleanup(admin.close)
+        time.sleep(_TICK)
+        reader.sync()
+
+        def is_full():
+            return all(one["dropped"] for one in admin.status()["sessions"]
+                       if one["id"] in [client.granted.session for client in stuck])
+
+        mode, told = 0, []
+        while not is_full():
+            mode += 1
+            for path in paths[:500]:
+                os.chmod(path, 0o600 + mode % 8)
+            admin.sync()
+            told += reader.sync()
+            self.assertLess(mode, 200)
+        # The share is used up, and the reader goes on.
+        for turn in range(20):
+            for path in paths[500:600]:
+                os.chmod(path, 0o600 + turn % 8)
+            told += reader.sync()
+        self.assertFalse([one for one in told if isinstance(one, Lost)])
+        self.assertGreaterEqual({one.node for one in told if isinstance(one, Record)},
+                                {(10 + number, 3) for number in range(500, 600)})
+        # It loses something itself, and all it holds has changed.
+        for path in paths:
+            os.chmod(path, 0o640)
+        admin.sync()
+        for path in paths:
+            os.chmod(path, 0o600)
+        admin.sync()
+        taken = reader.sync()
+        self.assertEqual([type(one) for one in taken if not isinstance(one, Record)],
+                         [Lost, Resynced])
+        looked = [one.node for one in taken if isinstance(one, Record) and one.flags & RECHECK]
+        # It may lose again while it is resynced, but it does not begin again for ever.
+        self.assertGreaterEqual(set(looked), {(10 + number, 3) for number in range(len(paths))})
+        self.assertLess(len(looked), 3 * len(paths))
+        self.assertEqual(taken[-1].checked, len(paths) + 1)
+        # Nor does it cost anything while nobody reads.
+        for path in paths:
+            os.chmod(path, 0o640)
+        admin.sync()
+        before = self.cpu(daemon)
+        time.sleep(0.5)
+        self.assertLess(self.cpu(daemon) - before, 0.25)
+        for client in stuck:
+            self.assertTrue(any(isinstance(one, Lost) for one in client.sync()))
+
+    @staticmethod
+    def cpu(daemon):
+        """Seconds that it has used."""
+        with open(f"/proc/{daemon.pid}/stat", encoding="ascii") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class StandingQueue(LossTest):
+    def test_a_client_whose_queue_is_never_empty(self):
+        """It keeps pace, and is resynced."""
+        daemon = self.start()
+        paths = [self.path(f"f{number}") for number in range(1000)]
+        for path in paths:
+            touch(path)
+        slow = daemon.session(self.share, queue_limit=65536, max_packet=4096)
+        self.addCleanup(slow.close)
+        self.registered(slow, paths)
+        other = daemon.session(self.share)
+        self.addCleanup(other.close)
+        time.sleep(_TICK)
+        slow.sync()
+
+        def storm(first, count, mode):
+            for path in paths[first:first + count]:
+                os.chmod(path, mode)
+            other.sync()
+            return next(one for one in other.status()["sessions"]
+                        if one["id"] == slow.granted.session)
+
+        turn = 0
+        while not storm(0, 500, 0o600 + turn % 8)["dropped"]:
+            turn += 1
+        slow.wait_for(Lost)
+        # What waits is kept between nothing and half.
+        end = time.monotonic() + 30
+        while not any(isinstance(one, Resynced) for one in slow.inbox):
+            self.assertLess(time.monotonic(), end, "it is not resynced")
+            turn += 1
+            if storm(990, 10, 0o600 + turn % 8)["queue_bytes"] > 16384:
+                slow.receive()
+
+
+class QueueOverARestart(LossTest):
+    def test_a_queue_that_stays_as_it_was_is_said(self):
+        self.addCleanup(write, SYSCTL, read_limit().encode())
+        config = scratch.new_path("config")
+        write(config, table(daemon={"queue_events": 5000}).encode())
+        manager = Manager(scratch.new_path("manager"),
+                          [binary(), "--config", config, "--log-target", "stderr"],
+                          os.environ | {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent"})
+        self.addCleanup(manager.close)
+        write(SYSCTL, b"5000")
+        manager.start()
+        client = granted(Client(manager.socket), self.share, NODES)
+        self.addCleanup(client.close)
+
+        def limits():
+            return [one["queue_limit"] for one in client.status()["filesystems"]]
+
+        self.assertEqual(limits(), [5000])
+        manager.restart()
+        self.assertEqual(limits(), [5000])
+        self.assertNotIn("its queue holds", manager.log())
+        write(SYSCTL, b"6000")
+        manager.restart()
+        self.assertEqual(limits(), [5000])
+        self.assertIn("its queue holds 5000 events", manager.log())
 
 
 class SecondLoss(LossTest):

@@ -90,6 +90,10 @@ final class Reconciler {
   private var closable = 0
   /// Records of which everything has been said.
   private(set) var closedRecords: UInt64 = 0
+  /// How often a record was noted: once when it was read, and again for each part of its
+  /// window that was closed before it.
+  private(set) var notes: UInt64 = 0
+  /// Since `close`.
   private(set) var directoryRenames = 0
   /// Removals of directories among the records not passed on yet.
   private var removals: [Int] = []
@@ -108,7 +112,7 @@ final class Reconciler {
   ///     before the records that came earlier are passed on.
   ///   - prefetch: gets the object of an event that will soon be passed on, twice; the
   ///     second time it is near (true).
-  ///   - overflow: called where the kernel's queue overflowed.
+  ///   - overflow: called between two events, where the kernel's queue overflowed.
   ///   - report: called when the filesystem cannot be asked.
   init(
     seed: UInt64, namespace: any Namespace, emit: @escaping (RemoteEvent) -> Void,
@@ -191,17 +195,19 @@ final class Reconciler {
     reset()
   }
 
-  /// The queue held `remaining` records after the last read. `isAwaited`:
-  /// somebody waits for what can be closed; otherwise that is done when it is half of
-  /// what is kept, so that a backlog costs in proportion to its length.
-  func keepOpen(remaining: Int, isAwaited: Bool) {
+  /// The queue held `remaining` records after the last read. What can be closed is closed
+  /// when it is half of what is kept, so that a backlog costs in proportion to its length;
+  /// and when somebody waits for so many records to be closed, `awaited`, as soon as they can.
+  func keepOpen(remaining: Int, awaited: UInt64) {
     passOn()
     barriers.append((upTo: events.count, whenRead: events.count + remaining))
     while let barrier = barriers.first, barrier.whenRead <= events.count {
       closable = barrier.upTo
       barriers.removeFirst()
     }
-    guard closable > 0, isAwaited || closable * 2 >= events.count else { return }
+    guard closable > 0,
+      closable * 2 >= events.count || counters.records - UInt64(events.count - closable) >= awaited
+    else { return }
     settle()
     drop(before: closable)
     closable = 0
@@ -210,6 +216,7 @@ final class Reconciler {
   // MARK: Noting what a record touches
 
   private func note(_ index: Int) {
+    notes += 1
     let event = events[index]
     let mask = event.events
     guard !mask.isDisjoint(with: .reconciled), !mask.contains(.queueOverflow) else { return }
@@ -403,8 +410,9 @@ final class Reconciler {
     deaths = deaths.map { $0 - cut }
     barriers = barriers.map { ($0.upTo - cut, $0.whenRead - cut) }
     window.removeAll()
-    directoryRenames = 0
+    let renames = directoryRenames
     for index in events.indices { note(index) }
+    directoryRenames = renames
     removals.removeAll(keepingCapacity: true)
     // All of these have been settled; only what comes from now on is new.
     window.markSettled()

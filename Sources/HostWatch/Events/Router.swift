@@ -26,8 +26,18 @@ import CHostWatch
   private var touchedCount = 0
   private var losing: [UInt32] = []
   private var stamp: UInt64 = 0
-  /// pid → the oldest session whose process that is.
-  private var origins: [Int32: [UInt64]] = [:]
+  /// A process that is some sessions' own.
+  private struct Origin {
+    /// The oldest first.
+    var sessions: [(id: UInt64, slot: UInt32)] = []
+    /// It lived after that batch was read: then all of that with its id is its own.
+    var livedAfter: UInt64 = 0
+  }
+
+  private var origins: [Int32: Origin] = [:]
+  /// Whether the process of the session in a slot lives.
+  var lives: (UInt32) -> Bool = { _ in true }
+  private var batch: UInt64 = 0
   private var lastPID: Int32 = 0
   private var lastOrigin: UInt64 = 0
   /// When a record about an object was routed, in milliseconds, by the object's
@@ -82,7 +92,8 @@ import CHostWatch
         unsafe passed = memory
       }
     }
-    unsafe origins[state.pointee.ownPID, default: []].append(state.pointee.id)
+    unsafe origins[state.pointee.ownPID, default: Origin()].sessions.append(
+      (state.pointee.id, slot))
     (lastPID, lastOrigin) = (0, 0)
     return slot
   }
@@ -95,15 +106,16 @@ import CHostWatch
     scopes.removeAll { $0.sessions.isEmpty }
     unsafe states[Int(slot)] = nil
     ready.removeAll { $0 == slot }
+    losing.removeAll { $0 == slot }
   }
 
   /// The process whose changes were a session's own has ended.
   func forgetOwnProcess(slot: UInt32) {
     guard let state = unsafe states[Int(slot)] else { return }
-    let (pid, id) = unsafe (state.pointee.ownPID, state.pointee.id)
+    let pid = unsafe state.pointee.ownPID
     (lastPID, lastOrigin) = (0, 0)
-    origins[pid]?.removeAll { $0 == id }
-    if origins[pid]?.isEmpty == true { origins[pid] = nil }
+    origins[pid]?.sessions.removeAll { $0.slot == slot }
+    if origins[pid]?.sessions.isEmpty == true { origins[pid] = nil }
     unsafe state.pointee.ownPID = 0
   }
 
@@ -162,9 +174,28 @@ import CHostWatch
   @inline(__always)
   private func originSession(_ pid: Int32) -> UInt64 {
     if pid == lastPID { return lastOrigin }
-    lastPID = pid
-    lastOrigin = pid == 0 ? 0 : origins[pid]?.first ?? 0
-    return lastOrigin
+    let origin = pid == 0 ? 0 : sessionOfProcess(pid)
+    (lastPID, lastOrigin) = (pid, origin)
+    return origin
+  }
+
+  /// Records have been read.
+  func beginBatch() {
+    batch += 1
+    (lastPID, lastOrigin) = (0, 0)
+  }
+
+  /// A process that has ended by now may have done so before these records were queued,
+  /// and its id may be another's since.
+  private func sessionOfProcess(_ pid: Int32) -> UInt64 {
+    guard let origin = origins[pid] else { return 0 }
+    if origin.livedAfter != batch {
+      for session in origin.sessions where !lives(session.slot) {
+        forgetOwnProcess(slot: session.slot)
+      }
+      origins[pid]?.livedAfter = batch
+    }
+    return origins[pid]?.sessions.first?.id ?? 0
   }
 
   private enum Role { case directory, object, newDirectory }
@@ -363,6 +394,7 @@ import CHostWatch
     let corrected = event.flags & UInt32(HW_CORRECTED) != 0
     if event.mask.contains(.rename) {
       if from != 0 && scope.index.isFresh(from) {
+        if scope.doubtful.count >= Self.doubtfulLimit { settleDoubts(scope) }
         scope.doubtful.append((FileHandle(object), now))
       }
       if to != 0 {
@@ -403,14 +435,26 @@ import CHostWatch
       for (handle, since) in doubtful {
         let inThisWindow = since == now
         if directoryRenames > (inThisWindow ? 1 : 0) {
-          handle.withView { view in
-            recheckTree(
-              RemoteEvent(mask: .isDirectory, flags: UInt32(HW_RECHECK), object: view), scope)
-          }
+          recheck(handle, scope)
         } else if now &- since < Self.doubtMilliseconds {
           scope.doubtful.append((handle, since))
         }
       }
+    }
+  }
+
+  /// So many directories in doubt wait for a window's end; then they are told at once.
+  private static let doubtfulLimit = 1024
+
+  private func settleDoubts(_ scope: TreeScope) {
+    for (handle, _) in scope.doubtful { recheck(handle, scope) }
+    scope.doubtful.removeAll(keepingCapacity: true)
+  }
+
+  private func recheck(_ handle: FileHandle, _ scope: TreeScope) {
+    handle.withView { view in
+      recheckTree(
+        RemoteEvent(mask: .isDirectory, flags: UInt32(HW_RECHECK), object: view), scope)
     }
   }
 

@@ -24,6 +24,9 @@ struct FanotifyGroup: ~Copyable {
   let descriptor: OwnedDescriptor
   /// The superblock's device number, as /proc/self/fdinfo of the group says.
   let device: UInt64
+  /// Events that the kernel queues before it drops them, as the sysctl was when the group
+  /// was made; 0: not known.
+  let queueLimit: UInt32
   /// What the mark asks for.
   private(set) var mask: EventMask
 
@@ -34,6 +37,7 @@ struct FanotifyGroup: ~Copyable {
 
   /// Makes a group and marks the filesystem that `directory` is on.
   init(marking directory: Int32) throws(WatchError) {
+    queueLimit = Syscall.fanotifyQueueLimit()
     let result = hw_fanotify_init(
       UInt32(hw_group_flags), UInt32(O_RDONLY | O_CLOEXEC | O_LARGEFILE))
     guard result >= 0 else { throw WatchAdvice.initFailed(-result) }
@@ -50,7 +54,10 @@ struct FanotifyGroup: ~Copyable {
 
   /// Takes over a group that another process has made. Throws unless its one
   /// mark is on `device`; what that asks for is read from the kernel.
-  init(adopting group: consuming OwnedDescriptor, device: UInt64) throws(SystemError) {
+  init(
+    adopting group: consuming OwnedDescriptor, device: UInt64, queueLimit: UInt32
+  ) throws(SystemError) {
+    self.queueLimit = queueLimit
     let mark = try Self.mark(of: group)
     guard let mark, mark.device == device else {
       throw SystemError("a fanotify group that was handed over", ENODEV)

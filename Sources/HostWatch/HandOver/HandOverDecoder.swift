@@ -92,6 +92,7 @@ enum HandOverDecoder {
     value.device = try reader.number()
     value.magic = try reader.number()
     value.group = try reader.descriptor(mayBeMissing: true)
+    value.queueLimit = try reader.number()
     value.mount = try mount(&reader)
     value.isInMountTable = try reader.flag()
     value.lastEmpty = try reader.moment()

@@ -57,6 +57,7 @@ enum HandOverEncoder {
     writer.put(value.device)
     writer.put(value.magic)
     writer.put(value.group)
+    writer.put(value.queueLimit)
     put(value.mount, &writer)
     writer.put(value.isInMountTable)
     writer.put(value.lastEmpty)

@@ -6,7 +6,7 @@ import CFanotify
 /// Descriptors are indices into the list that goes with the bytes; -1 is none.
 struct HandOverState: Equatable {
   /// Raised when the bytes' meaning changes. A daemon refuses what it does not know.
-  static let version: UInt32 = 1
+  static let version: UInt32 = 2
 
   var nextSession: UInt64 = 1
   /// When it was made: milliseconds on CLOCK_MONOTONIC, which goes on.
@@ -35,6 +35,8 @@ struct HandOverState: Equatable {
     var magic: UInt32 = 0
     /// -1: it is in the descriptor store.
     var group: Int32 = -1
+    /// Of the group, in events; 0: not known.
+    var queueLimit: UInt32 = 0
     var mount = Mount()
     var isInMountTable = true
     /// The last moment at which the queue is known to have been empty.

@@ -29,6 +29,7 @@ extension WatchedFilesystem {
     state.device = device
     state.magic = magic
     state.group = isStored ? -1 : descriptors.index(of: group.descriptor.rawValue)
+    state.queueLimit = group.queueLimit
     state.mount = descriptors.indices(of: mount)
     state.isInMountTable = isInMountTable
     state.lastEmpty = lastEmpty
@@ -63,7 +64,8 @@ extension WatchedFilesystem {
     let magic = try Syscall.filesystemMagic(of: mount.descriptor)
     let used: FanotifyGroup
     if let group {
-      used = try FanotifyGroup(adopting: group, device: state.device)
+      used = try FanotifyGroup(
+        adopting: group, device: state.device, queueLimit: state.queueLimit)
     } else {
       used = try FanotifyGroup(marking: mount.descriptor)
     }

@@ -137,15 +137,28 @@ extension Hub {
       forget(filesystem)
       return
     }
-    if filesystem.sessions.values.contains(where: { $0.resync != nil }) {
-      // Where its end was the last process may not have come to.
-      filesystem.openGap()
-      filesystem.drain()
+    sayQueueLimit(filesystem)
+    if place.isLost {
+      // Before anything is read: `lastEmpty` is the earlier process's.
+      for session in Array(filesystem.sessions.values) {
+        session.lose(UInt32(HW_LOST_RESTART), since: filesystem.lastEmpty)
+      }
     }
-    guard place.isLost else { return }
-    for session in Array(filesystem.sessions.values) {
-      session.lose(UInt32(HW_LOST_RESTART), since: filesystem.lastEmpty)
-    }
+    // Where the end of a gap was the last process may not have come to.
+    if filesystem.sessions.values.contains(where: { $0.resync != nil }) { filesystem.openGap() }
+    // Also what is not readable goes on: deaths that are held.
+    filesystem.drain()
+  }
+
+  /// A group's queue is as long as the sysctl was when it was made.
+  private func sayQueueLimit(_ filesystem: WatchedFilesystem) {
+    let (has, wanted) = (filesystem.queueLimit, Syscall.fanotifyQueueLimit())
+    guard has != 0, has < wanted else { return }
+    report(
+      Diagnostic(
+        .queueSizeLimited, .warning,
+        "\(filesystem.name) \(MountTable.text(filesystem.device)): its queue holds \(has) events, and a restart that keeps sessions keeps it, though fs.fanotify.max_queued_events is \(wanted) now; stop the service and start it for a longer one."
+      ))
   }
 
   /// The connection, if it still is the peer's that the state names.

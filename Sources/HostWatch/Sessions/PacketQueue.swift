@@ -8,7 +8,8 @@ import Glibc
 /// In: records, put together into EVENTS packets while they fit, and finished
 /// packets. Out: pieces for sendmmsg(2). It holds that a packet lies in one
 /// piece, that packets leave in the order they came, and that records never
-/// take more than `limit` bytes nor more than the user's share; replies have
+/// take more than `limit` bytes nor, beyond what each session is guaranteed, more
+/// than the user's share; replies have
 /// room of their own behind the limit, and who lets them pile up is not
 /// listened to. A record that does not fit is refused,
 /// and nothing of it is kept.
@@ -16,6 +17,8 @@ import Glibc
 /// It is plain memory without references, so that it costs no reference
 /// counting on the way of an event; `release` must be called at the end.
 @safe struct PacketQueue: BitwiseCopyable {
+  /// So much each session may have queued whatever the user's others have.
+  static let guaranteed = 65536
   /// Room for replies beyond the limit.
   static let replyReserve = Int(HW_PACKET_MAX) + 65536
   private static let noPacket = -1
@@ -62,9 +65,7 @@ import Glibc
   /// packet, or nil when the queue is full.
   @inline(__always)
   @unsafe mutating func reserveRecord(_ size: Int) -> UnsafeMutableRawPointer? {
-    guard queued + size + MemoryLayout<hw_events>.size <= limit,
-      unsafe userQueued.pointee + size <= userLimit
-    else { return nil }
+    guard isWithinLimits(size) else { return nil }
     if open != PacketQueue.noPacket, tail - open + size <= maxPacket, fitsBehind(size),
       let base = unsafe base
     {
@@ -74,6 +75,19 @@ import Glibc
       return unsafe advance(size)
     }
     return unsafe openPacket(size)
+  }
+
+  @inline(__always)
+  private func isWithinLimits(_ size: Int) -> Bool {
+    let own = queued + size + MemoryLayout<hw_events>.size
+    return unsafe own <= limit
+      && (own <= PacketQueue.guaranteed || userQueued.pointee + size <= userLimit)
+  }
+
+  /// Whether `reserveRecord` has room for that.
+  func hasRoom(forRecordOf size: Int) -> Bool {
+    let whole = size + MemoryLayout<hw_events>.size
+    return isWithinLimits(size) && (fitsBehind(whole) || (wrap == 0 && whole <= head))
   }
 
   @unsafe private mutating func openPacket(_ size: Int) -> UnsafeMutableRawPointer? {

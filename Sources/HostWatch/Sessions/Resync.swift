@@ -38,8 +38,18 @@ final class Resync {
   /// Those that have not been looked at yet.
   var unchecked: ArraySlice<UInt32> { registrations[next...] }
 
-  /// A node that was registered meanwhile.
-  func add(_ registration: UInt32) { registrations.append(registration) }
+  /// A node that was registered meanwhile. Whoever registers and forgets in turn does not
+  /// make the list longer and longer: it has at most three times the `live` registrations of
+  /// the session.
+  func add(_ registration: UInt32, live: Int, isLive: (UInt32) -> Bool) {
+    registrations.append(registration)
+    guard registrations.count > 2 * live + Self.sparseness else { return }
+    var seen: Set<UInt32> = []
+    registrations = registrations[next...].filter { isLive($0) && seen.insert($0).inserted }
+    next = 0
+  }
+
+  private static let sparseness = 1024
 
   /// Another loss: everything is looked at again, against the earlier moment.
   func restart(_ registrations: [UInt32], since: Timestamp) {
@@ -73,9 +83,14 @@ final class Resync {
         return true
       }
       guard let mask else { continue }
-      guard
+      // A record that does not fit waits; it must not count as another loss.
+      guard session.hasRoomForRecheck,
         filesystem.router.tell(mask, flags: flags, registration: index, slot: session.slot)
-      else { return true }
+      else {
+        next -= 1
+        checked -= 1
+        return true
+      }
       reported += 1
     }
     return next < registrations.count
@@ -115,7 +130,6 @@ extension Session {
     guard !isEnded else { return }
     resync = Resync(registrations(), since: since)
     hub.scheduleResync()
-    flush()
   }
 
   /// Records are being dropped, the first of them later than `since`.
@@ -128,12 +142,15 @@ extension Session {
     unsafe state.pointee.isLosing = false
     let since = losingSince ?? filesystem?.lastEmpty ?? .zero
     losingSince = nil
-    hub.report(
-      Diagnostic(
-        .sessionQueueOverflow, .notice,
-        "A client did not read fast enough; its queue overflowed and it looks again at what it holds.",
-        session: id, share: share, peer: peer))
+    if resync == nil {
+      hub.report(
+        Diagnostic(
+          .sessionQueueOverflow, .notice,
+          "A client did not read fast enough; its queue overflowed and it looks again at what it holds.",
+          session: id, share: share, peer: peer))
+    }
     lose(UInt32(HW_LOST_SESSION), since: since)
+    flush()
   }
 
   /// One slice; called once in a turn of the loop.
@@ -154,8 +171,14 @@ extension Session {
 
   /// Whether a slice can be done now. Half of the queue stays free for live events.
   var canStepResync: Bool {
-    unsafe resync != nil && filesystem?.gapEnd == nil
-      && state.pointee.queue.queued * 2 <= state.pointee.queue.limit
+    unsafe resync != nil && filesystem?.gapEnd == nil && !state.pointee.isLosing
+      && state.pointee.queue.queued * 2 <= state.pointee.queue.limit && hasRoomForRecheck
+  }
+
+  /// A RECHECK or DELETE_SELF fits into the queue.
+  var hasRoomForRecheck: Bool {
+    unsafe !state.pointee.isLosing
+      && state.pointee.queue.hasRoom(forRecordOf: MemoryLayout<hw_record>.size)
   }
 
   func continueResync() {

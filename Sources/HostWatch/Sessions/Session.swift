@@ -267,8 +267,8 @@ import Glibc
       }
       if isClosing { return end("closed by the daemon") }
       if unsafe isAttached && state.pointee.isLosing { return announceLoss() }
-      continueResync()
     }
+    if canStepResync { continueResync() }
     adjustReadiness()
   }
 
@@ -358,9 +358,10 @@ import Glibc
   /// is taken for it.
   func openOwnProcess(_ pid: Int32) throws(Refusal) -> OwnedDescriptor? {
     let fromSocket = pid == peer.pid ? hw_peer_pidfd(socket.rawValue) : -ENOPROTOOPT
-    let number = fromSocket >= 0 ? fromSocket : hw_pidfd_open(pid)
+    let number = fromSocket == -ENOPROTOOPT ? hw_pidfd_open(pid) : fromSocket
     if number >= 0 { return OwnedDescriptor(number) }
-    hasLostProcess = number == -ESRCH
+    // A peer that has been waited for is EINVAL to older kernels.
+    hasLostProcess = number == -ESRCH || (number == fromSocket && number == -EINVAL)
     guard [-EMFILE, -ENFILE, -ENOMEM].contains(number) else { return nil }
     throw Refusal(
       -number,
@@ -387,13 +388,25 @@ import Glibc
     }
   }
 
-  /// What was queued before its end is its own still.
+  /// Its number may be another's already, also in what is still queued: from here on all
+  /// of that is told.
   func ownProcessEnded() {
     ownProcess?.source.cancel()
     ownProcess = nil
     hasLostProcess = true
-    filesystem?.drain()
     if !hasLeft { filesystem?.router.forgetOwnProcess(slot: slot) }
+  }
+
+  /// The process whose changes are the session's own has not ended, as far as that can be
+  /// known.
+  var ownProcessLives: Bool {
+    guard let pidfd = ownProcess?.pidfd.numbers.first, Syscall.isReadable(pidfd) else {
+      return true
+    }
+    ownProcess?.source.cancel()
+    ownProcess = nil
+    hasLostProcess = true
+    return false
   }
 
   /// No record reaches the session from here on.

@@ -135,6 +135,8 @@ extension Session {
     }
     hub.started(self)
     reply(ReplyBuilder.initialized(grant(), unique: unique))
+    // Among the records that it is told there may be holes until then.
+    if filesystem.gapEnd != nil { lose(UInt32(HW_LOST_KERNEL), since: filesystem.lastEmpty) }
   }
 
   private func makeScope(_ value: Request.Initialize, _ target: Target) throws(Refusal)

@@ -128,7 +128,9 @@ extension Session {
     guard identities.count - 1 < maxNodes else { throw SystemError("REGISTER", ENOSPC) }
     let index = router.nodes.insert(handle, id: entry.id, session: slot, interest: interest)
     identities.insert(entry.id, index)
-    resync?.add(index)
+    resync?.add(index, live: identities.count) { [slot] in
+      router.nodes.registration($0).session == slot
+    }
     return index
   }
 

@@ -40,15 +40,18 @@ final class WatchedFilesystem {
   private var readableSince: UInt64 = 0
   /// The last moment at which the queue is known to have been empty.
   private(set) var lastEmpty: Timestamp
+  /// The same, before what this turn has read.
+  private var emptyBefore: Timestamp
   private var lastDrain: UInt64 = 0
   /// The smallest delay that a session allows, in microseconds.
   private(set) var delay: UInt64 = 0
   /// Sessions whose SYNC has not been answered.
   var syncing: [Session] = []
   private var isWaiting = false
-  private var hasOverflowed = false
-  /// Something could not be told for another reason.
+  /// Something could not be told, for another reason than an overflow.
   private var hasLost = false
+  /// Sessions have been told that they lost something, and that has not been sent.
+  private var hasNotices = false
   /// After so many records the stream is whole again; nil: it is.
   ///
   /// The kernel tells of one overflow at a time. What it drops while that is still queued
@@ -81,7 +84,7 @@ final class WatchedFilesystem {
     device = group.device
     self.group = group
     (self.magic, self.knownDevice, self.isInMountTable) = (magic, knownDevice, isInMountTable)
-    self.lastEmpty = lastEmpty
+    (self.lastEmpty, emptyBefore) = (lastEmpty, lastEmpty)
     self.mount = mount
     var generator = SystemRandomNumberGenerator()
     let seed = generator.next()
@@ -94,8 +97,9 @@ final class WatchedFilesystem {
       seed: seed, namespace: lookup, emit: { router.route($0) },
       anticipate: { router.anticipate(removalOf: $0, from: $1) },
       prefetch: { router.prefetch($0, isNear: $1) },
-      overflow: { [unowned self] in hasOverflowed = true },
+      overflow: { [unowned self] in overflowed() },
       report: { [unowned self] in lookupFailed($0) })
+    router.lives = { [unowned self] in sessions[$0]?.ownProcessLives ?? true }
   }
 
   /// Starts reading events in `loop`.
@@ -118,6 +122,8 @@ final class WatchedFilesystem {
   }
 
   var mask: EventMask { group.mask }
+  /// Events that the kernel's queue holds; 0: not known.
+  var queueLimit: UInt32 { group.queueLimit }
   var name: String { FilesystemName.name(magic: magic) }
   var isUnused: Bool { sessions.isEmpty && shareCount == 0 }
   /// Events in the kernel's queue now.
@@ -263,7 +269,7 @@ final class WatchedFilesystem {
   func drain() {
     router.now = UInt32(truncatingIfNeeded: Syscall.monotonicMicroseconds() / 1000)
     reconciler.now = router.now
-    let emptyBefore = lastEmpty
+    emptyBefore = lastEmpty
     let began = Syscall.monotonicMicroseconds()
     let batchesBefore = batches
     do {
@@ -280,9 +286,16 @@ final class WatchedFilesystem {
       if let failure = scope.index.takeFailure() { lookupFailed(failure) }
     }
     for slot in router.takeLosing() { sessions[slot]?.noteLoss(since: emptyBefore) }
-    if hasOverflowed || hasLost { lose(since: emptyBefore) }
+    if hasLost {
+      hasLost = false
+      lose()
+    }
     endGap()
     answerSyncs()
+    if hasNotices {
+      hasNotices = false
+      for session in Array(sessions.values) { session.flush() }
+    }
     if batches > batchesBefore {
       let since = readableSince == 0 ? began : readableSince
       for slot in router.takeReady() { sessions[slot]?.flush(since: since) }
@@ -338,14 +351,14 @@ final class WatchedFilesystem {
     let count = Int(reconciler.counters.records - records)
     recordsRead += UInt64(count)
     batches += 1
+    router.beginBatch()
     largestBatch = max(largestBatch, count)
     if segment.reachedEnd {
       if waitForVictim() { return false }
       closeWindow(before)
       return true
     }
-    reconciler.keepOpen(
-      remaining: queuedEvents, isAwaited: !syncing.isEmpty || gapEnd != nil)
+    reconciler.keepOpen(remaining: queuedEvents, awaited: awaitedRecords)
     if reconciler.retainedBytes > Self.retainedLimit {
       report(
         Diagnostic(
@@ -389,6 +402,11 @@ final class WatchedFilesystem {
   /// read.
   var barrier: UInt64 { recordsRead + UInt64(queuedEvents) }
 
+  /// The fewest closed records that a SYNC or the end of a gap waits for.
+  private var awaitedRecords: UInt64 {
+    syncing.reduce(gapEnd ?? .max) { min($0, $1.pendingSyncs.first?.barrier ?? .max) }
+  }
+
   /// Answers the session's SYNC as soon as that many have been read.
   func sync(_ session: Session) {
     syncing.append(session)
@@ -406,18 +424,23 @@ final class WatchedFilesystem {
     }
   }
 
-  private func lose(since: Timestamp) {
-    if hasOverflowed {
-      overflows += 1
-      report(
-        Diagnostic(
-          .kernelQueueOverflow, .warning,
-          "\(name) \(MountTable.text(device)): the kernel's queue of events overflowed; sessions look again at what they hold. Raise fs.fanotify.max_queued_events or queue-events."
-        ))
-    }
-    (hasOverflowed, hasLost) = (false, false)
+  /// The kernel's queue overflowed here. Sessions are told before what comes behind it.
+  private func overflowed() {
+    overflows += 1
+    report(
+      Diagnostic(
+        .kernelQueueOverflow, .warning,
+        "\(name) \(MountTable.text(device)): the kernel's queue of events overflowed; sessions look again at what they hold. Raise fs.fanotify.max_queued_events or queue-events."
+      ))
+    lose()
+  }
+
+  private func lose() {
     openGap()
-    for session in Array(sessions.values) { session.lose(UInt32(HW_LOST_KERNEL), since: since) }
+    for session in Array(sessions.values) {
+      session.lose(UInt32(HW_LOST_KERNEL), since: emptyBefore)
+    }
+    hasNotices = true
   }
 
   /// Records were lost, and more may be missing among those in the queue.

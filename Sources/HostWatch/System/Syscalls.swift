@@ -191,6 +191,18 @@ enum Syscall {
     throw SystemError("read(/proc/\(pid)/status)", ESRCH)
   }
 
+  /// fs.fanotify.max_queued_events; 0 where it cannot be read.
+  static func fanotifyQueueLimit() -> UInt32 {
+    guard let text = try? contents(of: "/proc/sys/fs/fanotify/max_queued_events") else { return 0 }
+    return UInt32(String(decoding: text, as: UTF8.self).prefix { $0.isNumber }) ?? 0
+  }
+
+  /// Whether poll(2) says so at once: of a pidfd, that its process has ended.
+  static func isReadable(_ descriptor: Int32) -> Bool {
+    var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+    return unsafe poll(&entry, 1, 0) > 0
+  }
+
   /// Microseconds on CLOCK_MONOTONIC.
   static func monotonicMicroseconds() -> UInt64 {
     var now = timespec()
