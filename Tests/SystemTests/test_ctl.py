@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hostwatchctl and the C library's example against a real daemon."""
 
 import json

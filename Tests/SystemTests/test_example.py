@@ -2,10 +2,11 @@
 """examples/watch.py, the client in plain Python, against a real daemon."""
 
 import os
+import signal
 import subprocess
 import sys
 
-from daemon import REPOSITORY, DaemonTest, touch
+from daemon import REPOSITORY, Daemon, DaemonTest, table, touch
 
 EXAMPLE = os.path.join(REPOSITORY, "examples", "watch.py")
 
@@ -40,6 +41,34 @@ class Example(DaemonTest):
             if line.split()[0] in ("CREATE", "RENAME", "DELETE"):
                 seen.append(line)
         self.assertEqual(seen, wanted)
+
+    def test_loss_and_the_end(self):
+        """It does not read until its queue is full; then the daemon ends."""
+        daemon = Daemon(config=table(limits={"queue_per_session": "64KiB"}))
+        self.addCleanup(daemon.kill)
+        process = self.run_example(self.share, daemon.socket)
+        self.assertEqual(process.stdout.readline(), "watching\n")
+        process.send_signal(signal.SIGSTOP)
+        with daemon.connect() as other:
+            for number in range(100):
+                for name in range(100):
+                    touch(self.path(f"{number}-{name}-{'x' * 200}"))
+                if other.status()["sessions"][0]["dropped"]:
+                    break
+            else:
+                self.fail("nothing was dropped")
+        process.send_signal(signal.SIGCONT)
+        seen = []
+        while not seen or seen[-1] != "read the whole tree again now\n":
+            seen.append(process.stdout.readline())
+            self.assertTrue(seen[-1], "it ended")
+        self.assertEqual([line for line in seen if "'" not in line],
+                         ["events were lost\n", "read the whole tree again now\n"])
+        touch(self.path("after"))
+        self.assertEqual(process.stdout.readline(), "CREATE 'after'\n")
+        daemon.stop()
+        self.assertEqual(process.wait(10), 1)
+        self.assertIn("the session has ended: reason 3", process.stderr.read())
 
     def test_refusals(self):
         for what, socket, said in (("share:none", self.daemon.socket, "No share of that name"),

@@ -156,6 +156,35 @@ class Identity(DaemonTest):
         client.forget((9, 1))
         self.assertEqual(client.register_path(self.path("g"), 9, 1), 0)
 
+    def test_two_sessions(self):
+        """Each session is told its own numbers, though they stand for other objects
+        in the other session, and knows nothing of what that one registered."""
+        os.mkdir(self.path("d"))
+        for name in ("f", "g"):
+            touch(self.path(name))
+        first, second = self.session(NODES), self.session(NODES)
+        for client, nodes in ((first, {"f": (10, 1), "g": (11, 2), "d": (12, 3)}),
+                              (second, {"f": (11, 2), "g": (10, 1)})):
+            for name, node in nodes.items():
+                self.assertEqual(client.register_path(self.path(name), *node), 0)
+            client.sync()
+
+        def told(client):
+            return {(record.dir, record.name, record.new_dir, record.new_name, record.node)
+                    for record in client.records()}
+
+        write(self.path("f"))
+        self.assertEqual(told(first), {(ROOT, b"f", NOBODY, b"", (10, 1))})
+        self.assertEqual(told(second), {(ROOT, b"f", NOBODY, b"", (11, 2))})
+        os.rename(self.path("g"), self.path("d/h"))
+        self.assertEqual(told(first), {(ROOT, b"g", (12, 3), b"h", (11, 2))})
+        self.assertEqual(told(second), {(ROOT, b"g", NOBODY, b"", (10, 1))})
+        first.forget((10, 1))
+        first.sync()
+        write(self.path("f"))
+        self.assertEqual(told(first), {(ROOT, b"f", NOBODY, b"", NOBODY)})
+        self.assertEqual(told(second), {(ROOT, b"f", NOBODY, b"", (11, 2))})
+
     def test_hard_links(self):
         """A file that has names in and outside the share."""
         touch(self.path("in"))
@@ -240,3 +269,18 @@ class Identity(DaemonTest):
                 expected.add((number, 0))
         rechecks = {record.node for record in client.records() if record.flags & RECHECK}
         self.assertEqual(rechecks, expected)
+
+
+class SameHandle(DaemonTest):
+    """On btrfs an st_dev that is not known may be a subvolume's, and the handle has to
+    tell: one that opens here, too, does not make another filesystem's object one of this."""
+
+    kind = "btrfs"
+
+    def test_elsewhere(self):
+        other = scratch.Mount("btrfs")
+        self.addCleanup(other.remove)
+        self.assertEqual(handles.handle_of(other.path), handles.handle_of(self.mount.path))
+        client = self.session(NODES)
+        self.assertEqual(client.register_path(other.path, 5), -errno.EXDEV)
+        self.assertEqual(client.register_path(self.mount.path, 5), 0)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`hostwatchctl top` and the colours of `watch`, on a terminal and without one."""
 
 import fcntl
