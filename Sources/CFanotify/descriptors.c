@@ -16,7 +16,7 @@
 int hw_close_elsewhere(const int *descriptors, unsigned int count)
 {
 	/* On the stack, which every child has. */
-	int own[1024];
+	int own[hw_close_elsewhere_max];
 
 	if (count > sizeof own / sizeof own[0])
 		return -EINVAL;

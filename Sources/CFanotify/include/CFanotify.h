@@ -147,9 +147,10 @@ ssize_t hw_look(int socket, void *buffer, size_t size, bool *descriptors);
  * Closes descriptors in a child process that has its own copy of the memory and
  * shares the table of descriptors (CLONE_FILES), and then ends: close() sleeps in it
  * if it must. Returns its pid, to be waited for, or -errno. From here on the numbers
- * are the child's. For a process with one thread; 1,024 at most. What
- * hw_map_huge_page() has given is not in the child.
+ * are the child's. For a process with one thread. What hw_map_huge_page() has given is
+ * not in the child.
  */
+enum { hw_close_elsewhere_max = 1024 };
 int hw_close_elsewhere(const int *descriptors, unsigned int count);
 
 /* Sends packets in order without blocking; how many went, or -errno. */

@@ -90,7 +90,9 @@ final class DescriptorCloser {
     timer.cancel()
     for user in users.values {
       for helper in user.helpers { helper.pidfd?.source.cancel() }
-      for numbers in user.waiting.values { _ = start(numbers) }
+      for var numbers in user.waiting.values {
+        while !numbers.isEmpty { _ = start(Self.takePart(of: &numbers)) }
+      }
     }
   }
 
@@ -168,14 +170,15 @@ final class DescriptorCloser {
         others + user.helpers.count < Self.helpersInAll
       else { break }
       guard user.helpers.count(where: { $0.session == session }) < Self.helpersPerSession,
-        let numbers = user.waiting[session]
+        var rest = user.waiting[session]
       else { continue }
+      let numbers = Self.takePart(of: &rest)
       let pid = start(numbers)
       // There may be no process to be had now (EAGAIN, ENOMEM).
       guard pid > 0 else { break }
       user.helpers.append(
         Helper(pid: pid, session: session, count: numbers.count, pidfd: watch(pid, uid)))
-      user.waiting[session] = nil
+      user.waiting[session] = rest.isEmpty ? nil : rest
     }
     // Another's helper may have to end first, or one whose end nobody tells.
     if !user.waiting.isEmpty || user.helpers.contains(where: { $0.pidfd == nil }) {
@@ -185,6 +188,13 @@ final class DescriptorCloser {
     if held < Self.descriptorsPerUser { user.fullFrom = nil }
     users[uid] = held == 0 ? nil : user
     return hasReleased
+  }
+
+  /// As many as one helper takes.
+  private static func takePart(of numbers: inout [Int32]) -> [Int32] {
+    let part = Array(numbers.prefix(Int(hw_close_elsewhere_max)))
+    numbers.removeFirst(part.count)
+    return part
   }
 
   /// A helper for these; its pid, or a negative errno.

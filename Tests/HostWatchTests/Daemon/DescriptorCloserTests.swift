@@ -1,0 +1,34 @@
+import CFanotify
+import Glibc
+import Testing
+
+@testable import HostWatch
+@testable import hostwatchd
+
+@Suite struct DescriptorCloserTests {
+  /// More of the daemon's own than one helper takes, as when very many roots are unmounted.
+  @Test func manyAreClosedByOneHelperAfterTheOther() throws {
+    let loop = try SystemdLoop()
+    let closer = try DescriptorCloser(loop: loop)
+    var ends: [Int32] = [-1, -1]
+    // The kernel writes two numbers.
+    try #require(unsafe pipe(&ends) == 0)
+    let count = Int(hw_close_elsewhere_max) * 5 / 2
+    var limit = rlimit()
+    _ = unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    limit.rlim_cur = limit.rlim_max
+    _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    let copies = (0..<count).map { _ in dup(ends[1]) }
+    try #require(!copies.contains(-1))
+    close(ends[1])
+    closer.closeLater(copies)
+    // The other end hangs up with the last of them.
+    let source = try loop.watch(ends[0], for: .readable, priority: .normal) { _ in loop.exit(3) }
+    let timer = try loop.timer(priority: .idle) { loop.exit(4) }
+    timer.arm(afterMicroseconds: 20_000_000)
+    #expect(try loop.run() == 3)
+    source.cancel()
+    timer.cancel()
+    close(ends[0])
+  }
+}
