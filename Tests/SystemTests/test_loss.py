@@ -562,10 +562,11 @@ class StandingQueue(LossTest):
     def test_a_client_whose_queue_is_never_empty(self):
         """It keeps pace, and is resynced."""
         daemon = self.start()
-        paths = [self.path(f"f{number}") for number in range(1000)]
+        # More than half a queue and the socket's buffer hold.
+        paths = [self.path(f"f{number}") for number in range(12000)]
         for path in paths:
             touch(path)
-        slow = daemon.session(self.share, queue_limit=65536, max_packet=4096)
+        slow = daemon.session(self.share, queue_limit=1 << 20)
         self.addCleanup(slow.close)
         self.registered(slow, paths)
         other = daemon.session(self.share)
@@ -581,15 +582,16 @@ class StandingQueue(LossTest):
                         if one["id"] == slow.granted.session)
 
         turn = 0
-        while not storm(0, 500, 0o600 + turn % 8)["dropped"]:
+        while not storm(0, 12000, 0o600 + turn % 8)["dropped"]:
             turn += 1
+        storm(0, 12000, 0o640)
         slow.wait_for(Lost)
         # What waits is kept between nothing and half.
         end = time.monotonic() + 30
         while not any(isinstance(one, Resynced) for one in slow.inbox):
             self.assertLess(time.monotonic(), end, "it is not resynced")
             turn += 1
-            if storm(990, 10, 0o600 + turn % 8)["queue_bytes"] > 16384:
+            if storm(11990, 10, 0o600 + turn % 8)["queue_bytes"] > 1 << 18:
                 slow.receive()
 
 
