@@ -168,7 +168,9 @@ import HostWatch
       leaveStep(why)
     case HOSTWATCH_IN_STEP: enterStep()
     case HOSTWATCH_REGISTER_FAILED:
-      unsafe view.setFollowing(event.node.nodeid, .refused(-event.error))
+      // What hostwatchd had no free descriptor for is registered with its next lookup.
+      unsafe view.setFollowing(
+        event.node.nodeid, event.error == -EMFILE ? .pending : .refused(-event.error))
       unsafe invalidator.invalidate(event.node.nodeid, attributesOnly: false)
     case HOSTWATCH_DETACHED:
       log.warning(unsafe "hostwatchd ended the session: \(Self.reason(event.reason))")
@@ -257,8 +259,7 @@ import HostWatch
         if failure.isGone {
           unsafe gone.append(id)
         } else {
-          if unsafe unopened.nodes.isEmpty { unsafe unopened.failure = failure }
-          unsafe unopened.nodes.append(id)
+          postpone(id, failure)
         }
       }
       if batch.count == Int(HW_REGISTER_MAX) {
@@ -269,12 +270,19 @@ import HostWatch
     return send(&batch)
   }
 
+  /// It is tried again in a few seconds.
+  private func postpone(_ node: UInt64, _ failure: Failure) {
+    if unsafe unopened.nodes.isEmpty { unsafe unopened.failure = failure }
+    unsafe unopened.nodes.append(node)
+  }
+
   /// Sends what is in `batch`, and empties it.
   private func send(_ batch: inout [Daemon.Registration]) -> Int32 {
     defer { batch = [] }
     for (status, registration) in zip(daemon.register(batch), batch) {
       if [-ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM].contains(status) { return status }
       view.setFollowing(registration.node, status == 0 ? .yes : .refused(-status))
+      if status == -EMFILE { postpone(registration.node, Failure(EMFILE)) }
       // Forgotten while it was registered: nobody else would end it.
       if view.node(registration.node) == nil { daemon.forget([registration.node]) }
     }

@@ -108,8 +108,9 @@ final class Server: Sendable {
     for (status, one) in zip(daemon.register(directories), directories) {
       switch status {
       case 0: view.setFollowing(one.node, .yes)
-      // Whoever gets the connection back registers what is in the view.
-      case -ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM: break
+      // Whoever gets the connection back registers what is in the view, and the next lookup
+      // what hostwatchd had no free descriptor for.
+      case -ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM, -EMFILE: break
       default: view.setFollowing(one.node, .refused(-status))
       }
     }

@@ -20,6 +20,7 @@ struct HandOverTests {
     filesystem.mount = HandOverState.Mount(tree: 1, root: 2)
     filesystem.lastEmpty = Timestamp(seconds: 5, nanoseconds: 999_999_999)
     filesystem.queueLimit = 16384
+    filesystem.isInGap = true
     filesystem.counters.records = 77
     filesystem.deaths = [
       HandOverState.Death(handle: handle(9), mask: 0x400, pid: 4, since: 123)

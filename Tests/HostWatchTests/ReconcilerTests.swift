@@ -240,7 +240,7 @@ struct History {
         simulator.create(entry("t\(turn).\(number)"), isDirectory: false, pid: 1)
       }
       reconciler.keepOpen(
-        remaining: simulator.queue.count, awaited: closedInTime == nil ? awaited : .max)
+        remaining: simulator.queue.count, awaited: awaited)
       // What is closed now was read before what has been read since was queued.
       if closedInTime == nil, reconciler.counters.records >= awaited + UInt64(backlog + part) {
         closedInTime = reconciler.closedRecords >= awaited

@@ -8,8 +8,10 @@ import os
 import random
 import re
 import resource
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ import fusefs
 import scratch
 from daemon import Daemon, DaemonTest, table, touch
 from histories import Watch, Writer, stop
-from hostwatch import (ATTRIB, INIT, NODES, REGISTER, SYNC, Refused, batch, init_body, message,
+from hostwatch import (ATTRIB, INIT, INTEREST, NODES, ROOT, REGISTER, SYNC, Refused, batch, init_body, message,
                        register_entry)
 from mounts import Mounted
 from test_convergence import number
@@ -352,6 +354,54 @@ class ShortOfDescriptors(DaemonTest):
         os.chmod(paths[0], 0o600)
         self.assertIn((ATTRIB, (10, 3)), [(one.mask, one.node) for one in client.sync()])
         self.assertEqual(watch.check(), "")
+
+
+class ManyConnections(DaemonTest):
+    """What one user asks by many connections does not keep another waiting for all of it."""
+
+    config = table(daemon={"socket_mode": "0666"}, limits={"sessions_per_user": 64})
+    CONNECTIONS = 50
+    REQUESTS = 400
+
+    def test_turns(self):
+        os.chmod(self.share, 0o755)
+        root = os.open(self.share, os.O_RDONLY | os.O_DIRECTORY)
+        self.addCleanup(os.close, root)
+        many = []
+        for _ in range(self.CONNECTIONS):
+            many.append(self.daemon.unprivileged())
+            self.addCleanup(many[-1].close)
+            many[-1].init(fd=root)
+        other = self.session()
+        stop(self.daemon)
+        sent = 0
+        try:
+            body = batch([struct.pack("<QQQ", *ROOT, 0)])
+            for client in many:
+                client.sock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    for _ in range(self.REQUESTS):
+                        client.send(INTEREST, body)
+                        sent += 1
+        finally:
+            self.daemon.signal(signal.SIGCONT)
+        for _ in range(5):
+            other.status()
+        answered = sum(self.waiting(client) for client in many)
+        # In each round trip a turn or two, of 32 requests at the most; not one for each of them.
+        self.assertLess(answered, sent / 2)
+        while answered < sent:
+            answered += sum(self.waiting(client) for client in many)
+
+    @staticmethod
+    def waiting(client):
+        """How many replies have come."""
+        count = 0
+        while select.select([client], [], [], 0)[0]:
+            client.receive()
+            count += 1
+        client.replies.clear()
+        return count
 
 
 class StalledServiceManager(DaemonTest):

@@ -195,23 +195,32 @@ final class Reconciler {
     reset()
   }
 
-  /// The queue held `remaining` records after the last read. What can be closed is closed
-  /// when it is half of what is kept, so that a backlog costs in proportion to its length;
-  /// and when somebody waits for so many records to be closed, `awaited`, as soon as they can.
-  func keepOpen(remaining: Int, awaited: UInt64) {
+  /// The queue held `remaining` records after the last read, which is asked only where a
+  /// barrier is due: to count them takes the kernel as long as there are many. What can be
+  /// closed is closed when it is half of what is kept, so that a backlog costs in proportion
+  /// to its length; and when somebody waits for so many records to be closed, `awaited`, as
+  /// soon as they can.
+  func keepOpen(remaining: @autoclosure () -> Int, awaited: UInt64) {
     passOn()
-    barriers.append((upTo: events.count, whenRead: events.count + remaining))
     while let barrier = barriers.first, barrier.whenRead <= events.count {
       closable = barrier.upTo
       barriers.removeFirst()
     }
-    guard closable > 0,
-      closable * 2 >= events.count || counters.records - UInt64(events.count - closable) >= awaited
+    let isAwaited = awaited > closedRecords
+    if barriers.isEmpty
+      || isAwaited && counters.records >= awaited && !barriers.contains { count($0.upTo) >= awaited }
+    {
+      barriers.append((upTo: events.count, whenRead: events.count + remaining()))
+    }
+    guard closable > 0, closable * 2 >= events.count || isAwaited && count(closable) >= awaited
     else { return }
     settle()
     drop(before: closable)
     closable = 0
   }
+
+  /// Records that have been read before and with the first `end` of those that are kept.
+  private func count(_ end: Int) -> UInt64 { counters.records - UInt64(events.count - end) }
 
   // MARK: Noting what a record touches
 

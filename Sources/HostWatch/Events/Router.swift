@@ -37,7 +37,7 @@ import CHostWatch
   private var origins: [Int32: Origin] = [:]
   /// Whether the process of the session in a slot lives.
   var lives: (UInt32) -> Bool = { _ in true }
-  private var batch: UInt64 = 0
+  private var batch: UInt64 = 1
   private var lastPID: Int32 = 0
   private var lastOrigin: UInt64 = 0
   /// When a record about an object was routed, in milliseconds, by the object's
@@ -47,9 +47,9 @@ import CHostWatch
   /// Milliseconds on CLOCK_MONOTONIC, as of this batch.
   var now: UInt32 = 0
   var delivered: UInt64 = 0
-  /// When an earlier process handed over, on the same clock: what passed within
-  /// a second before that is not known, so it may have been any object.
-  var takenUpFrom: UInt32?
+  /// When an earlier process handed over, or the last gap ended, on the same clock: what
+  /// passed within a second before that is not known, so it may have been any object.
+  var unknownUntil: UInt32?
 
   static let passedMemoryMilliseconds: UInt32 = 1000
   private static var passedCount: Int { 1 << 16 }
@@ -138,13 +138,16 @@ import CHostWatch
   /// it was registered.
   func hasPassed(_ handle: HandleView, now: UInt32) -> Bool {
     guard let passed = unsafe passed else { return false }
-    if let takenUpFrom {
-      if now &- takenUpFrom <= Self.passedMemoryMilliseconds { return true }
-      self.takenUpFrom = nil
+    if let unknownUntil {
+      if now &- unknownUntil <= Self.passedMemoryMilliseconds { return true }
+      self.unknownUntil = nil
     }
     let seen = unsafe passed[place(handle.hash(seed: nodes.seed))]
     return seen != 0 && now &- seen <= Self.passedMemoryMilliseconds
   }
+
+  /// Records up to now were lost: any object may have been in them.
+  func forgetPassed() { unknownUntil = now }
 
   /// Begins to fetch what registering an object will look at.
   func prefetchRegistering(_ handle: HandleView) {
@@ -334,6 +337,8 @@ import CHostWatch
 
   private func routeTree(_ event: RemoteEvent, _ scope: TreeScope, _ origin: UInt64) {
     if event.flags & UInt32(HW_RECHECK) != 0 { return recheckTree(event, scope) }
+    // It may move places in the index, so not while one of this event's is known.
+    if scope.doubtful.count >= Self.doubtfulLimit { settleDoubts(scope) }
     guard let directory = event.directory else { return }
     let from = scope.index.locate(directory)
     var to: UInt32 = 0
@@ -394,7 +399,6 @@ import CHostWatch
     let corrected = event.flags & UInt32(HW_CORRECTED) != 0
     if event.mask.contains(.rename) {
       if from != 0 && scope.index.isFresh(from) {
-        if scope.doubtful.count >= Self.doubtfulLimit { settleDoubts(scope) }
         scope.doubtful.append((FileHandle(object), now))
       }
       if to != 0 {

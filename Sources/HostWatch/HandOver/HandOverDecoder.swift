@@ -96,6 +96,7 @@ enum HandOverDecoder {
     value.mount = try mount(&reader)
     value.isInMountTable = try reader.flag()
     value.lastEmpty = try reader.moment()
+    value.isInGap = try reader.flag()
     value.counters.records = try reader.counter()
     value.counters.overflows = try reader.counter()
     value.counters.batches = try reader.counter()

@@ -61,6 +61,7 @@ enum HandOverEncoder {
     put(value.mount, &writer)
     writer.put(value.isInMountTable)
     writer.put(value.lastEmpty)
+    writer.put(value.isInGap)
     let counters = value.counters
     for counter in [
       counters.records, counters.overflows, counters.batches, counters.largestBatch,

@@ -41,6 +41,8 @@ struct HandOverState: Equatable {
     var isInMountTable = true
     /// The last moment at which the queue is known to have been empty.
     var lastEmpty = Timestamp.zero
+    /// The stream is not whole again after a loss.
+    var isInGap = false
     var counters = Counters()
     /// Deaths whose DELETE may still come.
     var deaths: [Death] = []

@@ -33,6 +33,7 @@ extension WatchedFilesystem {
     state.mount = descriptors.indices(of: mount)
     state.isInMountTable = isInMountTable
     state.lastEmpty = lastEmpty
+    state.isInGap = gapEnd != nil || reconciler.isOpen || hasFailed
     state.counters = HandOverState.Counters(
       records: recordsRead, overflows: overflows, batches: batches,
       largestBatch: UInt64(largestBatch), delivered: router.delivered,

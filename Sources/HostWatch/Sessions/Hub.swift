@@ -31,6 +31,8 @@ public final class Hub {
   var mountTable: (descriptor: Int32, source: any LoopSource)?
   private var housekeeping: (any LoopTimer)?
   private var resyncTimer: (any LoopTimer)?
+  private var turns = Turns()
+  private var turnTimer: (any LoopTimer)?
   var nextSession: UInt64 = 1
   /// What sessions that ended have had.
   var pastLost: UInt64 = 0
@@ -72,6 +74,7 @@ public final class Hub {
     }
     housekeeping = try loop.timer(priority: .normal) { [unowned self] in keepHouse() }
     resyncTimer = try loop.timer(priority: .normal) { [unowned self] in stepResyncs() }
+    turnTimer = try loop.timer(priority: .normal) { [unowned self] in giveTurn() }
     try watchMountTable()
   }
 
@@ -243,6 +246,26 @@ public final class Hub {
     if session.user.sessions == 0 { users[session.peer.uid] = nil }
     if let filesystem = session.filesystem { releaseIfUnused(filesystem) }
     if isShuttingDown && sessions.isEmpty { finishShutDown() }
+  }
+
+  // MARK: Turns
+
+  /// Whether others of the session's user wait for their turn.
+  func mustWait(_ session: Session) -> Bool { turns.isWaiting(userOf: session) }
+
+  /// The session gets another turn when it is its user's.
+  func queueTurn(_ session: Session) {
+    if turns.isEmpty { turnTimer?.arm(afterMicroseconds: 0) }
+    turns.add(session)
+  }
+
+  private func giveTurn() {
+    while let id = turns.next() {
+      guard let session = sessions[id] else { continue }
+      session.takeTurn()
+      break
+    }
+    if !turns.isEmpty { turnTimer?.arm(afterMicroseconds: 0) }
   }
 
   // MARK: Housekeeping

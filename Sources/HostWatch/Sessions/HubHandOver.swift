@@ -86,6 +86,7 @@ extension Hub {
     var scopes: [TreeScope?]
     /// Its group was not there any more.
     var isLost = false
+    var isInGap = false
   }
 
   private func takeUp(
@@ -102,10 +103,10 @@ extension Hub {
       case .some: found = true
       case .none: found = false
       }
-      place.isLost = !found
+      (place.isLost, place.isInGap) = (!found, state.isInGap)
       let filesystem = try WatchedFilesystem(
         takingUp: state, group: group.take(), descriptors, report: report)
-      filesystem.router.takenUpFrom = madeAt
+      filesystem.router.unknownUntil = madeAt
       place.filesystem = filesystem
       filesystem.isStored = isStored && found
       filesystems[filesystem.device] = filesystem
@@ -144,8 +145,8 @@ extension Hub {
         session.lose(UInt32(HW_LOST_RESTART), since: filesystem.lastEmpty)
       }
     }
-    // Where the end of a gap was the last process may not have come to.
-    if filesystem.sessions.values.contains(where: { $0.resync != nil }) { filesystem.openGap() }
+    // Its end is not further on than what is queued now.
+    if place.isInGap { filesystem.openGap() }
     // Also what is not readable goes on: deaths that are held.
     filesystem.drain()
   }

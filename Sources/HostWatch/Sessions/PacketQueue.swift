@@ -84,6 +84,13 @@ import Glibc
       && (own <= PacketQueue.guaranteed || userQueued.pointee + size <= userLimit)
   }
 
+  /// Whether half of what it may hold is free: of its limit, or of what it is guaranteed
+  /// where the user's share has no such room.
+  var isHalfFree: Bool {
+    unsafe queued * 2 <= limit
+      && (queued * 2 <= PacketQueue.guaranteed || userQueued.pointee + queued <= userLimit)
+  }
+
   /// Whether `reserveRecord` has room for that.
   func hasRoom(forRecordOf size: Int) -> Bool {
     let whole = size + MemoryLayout<hw_events>.size

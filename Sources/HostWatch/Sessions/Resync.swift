@@ -134,6 +134,7 @@ extension Session {
 
   /// Records are being dropped, the first of them later than `since`.
   func noteLoss(since: Timestamp) {
+    guard unsafe state.pointee.isLosing else { return }
     losingSince = min(losingSince ?? since, since)
   }
 
@@ -171,8 +172,8 @@ extension Session {
 
   /// Whether a slice can be done now. Half of the queue stays free for live events.
   var canStepResync: Bool {
-    unsafe resync != nil && filesystem?.gapEnd == nil && !state.pointee.isLosing
-      && state.pointee.queue.queued * 2 <= state.pointee.queue.limit && hasRoomForRecheck
+    unsafe resync != nil && filesystem?.gapEnd == nil && state.pointee.queue.isHalfFree
+      && hasRoomForRecheck
   }
 
   /// A RECHECK or DELETE_SELF fits into the queue.

@@ -57,6 +57,8 @@ import Glibc
   /// Since when requests with descriptors wait, as too many are still being closed.
   private var crowdedSince: UInt64?
   private(set) var waitsForCloser = false
+  /// More requests may be there, and others' come first.
+  private var isWaitingForTurn = false
   /// It has been reported, and nothing has been received since.
   private var hasLackedDescriptors = false
   private var wantsWritable = false
@@ -103,8 +105,9 @@ import Glibc
 
   // MARK: Input
 
-  /// Packets dealt with in one turn of the loop, so that others have theirs.
+  /// What one turn may take, so that others have theirs: packets, and microseconds.
   private static let packetsPerTurn = 32
+  private static let microsecondsPerTurn: UInt64 = 1000
   private static let earlyLimit = 1
   /// How long a request waits for the peer's descriptors to be closed.
   private static let crowdedPatience: UInt64 = 3_000_000
@@ -116,16 +119,40 @@ import Glibc
       return
     }
     if readiness.contains(.readable) {
-      receive()
+      requestTurn()
     } else if readiness.contains(.hangUp) || readiness.contains(.error) {
       end("the peer hung up")
     }
   }
 
+  private func requestTurn() {
+    guard !isWaitingForTurn else { return }
+    if hub.mustWait(self) { waitForTurn() } else { receive() }
+    adjustReadiness()
+  }
+
+  private func waitForTurn() {
+    isWaitingForTurn = true
+    hub.queueTurn(self)
+  }
+
+  func takeTurn() {
+    isWaitingForTurn = false
+    guard !isClosing else { return }
+    receive()
+  }
+
   private func receive() {
     let sender = DescriptorCloser.Sender(uid: peer.uid, session: id)
-    for _ in 0..<Self.packetsPerTurn {
+    let deadline = Syscall.monotonicMicroseconds() + Self.microsecondsPerTurn
+    for count in 1... {
       guard !isEnded, !isClosing, canReply, isAdmitted(sender) else { break }
+      guard count <= Self.packetsPerTurn,
+        count == 1 || Syscall.monotonicMicroseconds() < deadline
+      else {
+        waitForTurn()
+        break
+      }
       switch hub.receiver.receive(
         from: socket.rawValue, closer: hub.closer, sender: sender)
       {
@@ -192,7 +219,7 @@ import Glibc
   func receiveAgain() {
     guard waitsForCloser else { return }
     waitsForCloser = false
-    receive()
+    requestTurn()
   }
 
   /// There is room for the answer to whatever comes next, and no earlier
@@ -204,7 +231,7 @@ import Glibc
 
   private func handlePacket(_ descriptors: DescriptorList) {
     // What happened before a request is told before it takes effect.
-    if let filesystem, filesystem.queuedEvents > 0 { filesystem.drain() }
+    if let filesystem, filesystem.hasEvents { filesystem.drain() }
     guard !isEnded else { return }
     if !descriptors.numbers.isEmpty { hasLackedDescriptors = false }
     let (type, unique) = hub.receiver.withPacket { RequestDecoder.header($0) }
@@ -303,9 +330,10 @@ import Glibc
   /// Waits for room when something is left, and for requests while there is
   /// room for replies.
   private func adjustReadiness() {
+    guard !isEnded else { return }
     let writable = !isDrained
     let cannotReply = !canReply || isClosing
-    let paused = cannotReply || waitsForCloser
+    let paused = cannotReply || waitsForCloser || isWaitingForTurn
     if !(writable && cannotReply) {
       stalledSince = nil
     } else if stalledSince == nil {
@@ -331,12 +359,12 @@ import Glibc
   func detach(_ reason: UInt32) {
     guard !isEnded, !isClosing else { return }
     if isAttached {
-      if unsafe state.pointee.isLosing {
+      if unsafe state.pointee.isLosing && resync == nil {
         // The gap must be known even if it is the last that is told.
         let sequence = unsafe state.pointee.sequence
         reply(ReplyBuilder.lost(reason: UInt32(HW_LOST_SESSION), sequence: sequence))
-        unsafe state.pointee.isLosing = false
       }
+      unsafe state.pointee.isLosing = false
       reply(ReplyBuilder.detached(reason: reason))
     }
     closeWhenSent()

@@ -97,7 +97,7 @@ extension Hub {
   public var queueObservations: [QueueObservation] {
     filesystems.values.map {
       QueueObservation(
-        device: $0.device, isReadable: $0.queuedEvents > 0, reads: $0.batches,
+        device: $0.device, isReadable: $0.hasEvents, reads: $0.batches,
         delayMicroseconds: $0.delay)
     }
   }

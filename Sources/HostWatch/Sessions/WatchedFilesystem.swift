@@ -126,6 +126,8 @@ final class WatchedFilesystem {
   var queueLimit: UInt32 { group.queueLimit }
   var name: String { FilesystemName.name(magic: magic) }
   var isUnused: Bool { sessions.isEmpty && shareCount == 0 }
+  /// Whether there are any; to count them takes the kernel longer.
+  var hasEvents: Bool { Syscall.isReadable(group.descriptor.rawValue) }
   /// Events in the kernel's queue now.
   var queuedEvents: Int {
     max(0, Int(hw_readable_bytes(group.descriptor.rawValue))) / Int(hw_queued_event_size)
@@ -255,7 +257,7 @@ final class WatchedFilesystem {
   func finish() {
     for _ in 0..<Self.turnsToFinish {
       drain()
-      if hasFailed || queuedEvents == 0 { break }
+      if hasFailed || !hasEvents { break }
     }
     reconciler.releaseDeaths()
     flush()
@@ -358,6 +360,10 @@ final class WatchedFilesystem {
       closeWindow(before)
       return true
     }
+    guard hasEvents else {
+      closeWindow(before)
+      return true
+    }
     reconciler.keepOpen(remaining: queuedEvents, awaited: awaitedRecords)
     if reconciler.retainedBytes > Self.retainedLimit {
       report(
@@ -381,7 +387,7 @@ final class WatchedFilesystem {
     } catch {
       if error.code != ESTALE { lookupFailed(error) }
     }
-    return queuedEvents > 0
+    return hasEvents
   }
 
   private func closeWindow(_ emptyAt: Timestamp) {
@@ -402,9 +408,14 @@ final class WatchedFilesystem {
   /// read.
   var barrier: UInt64 { recordsRead + UInt64(queuedEvents) }
 
-  /// The fewest closed records that a SYNC or the end of a gap waits for.
+  /// The fewest closed records that a SYNC or the end of a gap waits for. A SYNC may wait for
+  /// a resync alone.
   private var awaitedRecords: UInt64 {
-    syncing.reduce(gapEnd ?? .max) { min($0, $1.pendingSyncs.first?.barrier ?? .max) }
+    let closed = reconciler.closedRecords
+    return syncing.reduce(gapEnd ?? .max) { least, session in
+      guard let barrier = session.pendingSyncs.first?.barrier, barrier > closed else { return least }
+      return min(least, barrier)
+    }
   }
 
   /// Answers the session's SYNC as soon as that many have been read.
@@ -452,6 +463,7 @@ final class WatchedFilesystem {
   private func endGap() {
     guard let gapEnd, reconciler.closedRecords >= gapEnd else { return }
     self.gapEnd = nil
+    router.forgetPassed()
     // The last move of a directory may have been among what is missing.
     forgetPlaces()
     for session in sessions.values { session.continueResync() }

@@ -12,13 +12,13 @@ import Testing
     let closer = try DescriptorCloser(loop: loop)
     var ends: [Int32] = [-1, -1]
     // The kernel writes two numbers.
-    try #require(unsafe pipe(&ends) == 0)
+    try #require(unsafe pipe2(&ends, Int32(O_CLOEXEC)) == 0)
     let count = Int(hw_close_elsewhere_max) * 5 / 2
     var limit = rlimit()
     _ = unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
     limit.rlim_cur = limit.rlim_max
     _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-    let copies = (0..<count).map { _ in dup(ends[1]) }
+    let copies = (0..<count).map { _ in fcntl(ends[1], F_DUPFD_CLOEXEC, 0) }
     try #require(!copies.contains(-1))
     close(ends[1])
     closer.closeLater(copies)
