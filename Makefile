@@ -50,7 +50,8 @@ bench-check:
 soak: build
 	scripts/soak $(MINUTES)
 
-#: make fuzz SECONDS=60   the fuzzers, each for so long (root for one of them)
+#: make fuzz SECONDS=60   the fuzzers, each for so long, under AddressSanitizer; without it
+#:                        with SANITIZE=none (root for one of them)
 fuzz:
 	scripts/fuzz $(or $(SECONDS),60)
 

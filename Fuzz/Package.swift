@@ -25,7 +25,13 @@ let package = Package(
     target("FuzzRequests"),
     target("FuzzHandOver"),
     target("FuzzSession", ["FuzzSupport", "CFuzz"]),
-    // The daemon's own sources, by a link: an executable cannot be imported.
+    // Calls what the C library's files share, by its own header.
+    .target(
+      name: "CFuzzClient", dependencies: [.product(name: "CHostWatch", package: "hostwatchd")],
+      cSettings: [.define("_GNU_SOURCE")]),
+    target("FuzzPackets", ["FuzzSupport", "CFuzzClient"]),
+    // The programs' own sources, by a link: an executable cannot be imported.
+    target("FuzzJSON"),
     target(
       "FuzzConfiguration",
       [

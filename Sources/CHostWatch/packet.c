@@ -56,6 +56,8 @@ static const char *check_record(const unsigned char *bytes, size_t left,
 	bytes += sizeof(record);
 	if (memchr(bytes, 0, names))
 		return "a name with a NUL";
+	if (memchr(bytes, '/', (size_t)record.name_size + record.new_name_size))
+		return "a name with a slash";
 	if (!all_zero(bytes + names, record.size - sizeof(record) - names))
 		return "a record with padding that is not zero";
 	if (record.sequence != sequence)
@@ -156,6 +158,8 @@ static const char *check_statuses(const unsigned char *packet, size_t size,
 		memcpy(&status, packet + at, sizeof(status));
 		if (status > 0)
 			return "a reply with a positive status";
+		if (status == INT32_MIN)
+			return "a reply with a status that is no errno";
 	}
 	return NULL;
 }

@@ -100,6 +100,8 @@ static void handle_reply(struct hostwatch *h, const unsigned char *packet,
 	}
 	if (reply.error > 0)
 		wrong = "a reply with a positive error";
+	else if (reply.error == INT32_MIN)
+		wrong = "a reply with an error that is no errno";
 	else if (!waiter)
 		wrong = "a reply to no request";
 	else

@@ -84,7 +84,7 @@ enum DaemonChecks {
 
   /// What the unit, or whoever started it, has left to the daemon.
   private static func capabilities(_ status: JSON) -> [Check] {
-    guard let pid = status["pid"].double.map({ Int($0) }),
+    guard let pid = status["pid"].integer,
       let held = HostChecks.effectiveCapabilities(of: "\(pid)")
     else { return [] }
     let name = "daemon-capabilities"
@@ -109,7 +109,7 @@ enum DaemonChecks {
   /// What the daemon itself says about its shares, and whether what it sees of
   /// each is what this process sees.
   private static func shares(_ status: JSON) -> [Check] {
-    let pid = status["pid"].double.map { Int($0) } ?? 0
+    let pid = status["pid"].integer ?? 0
     let tables = [Probe.contents("/proc/\(pid)/mountinfo"), Probe.contents("/proc/self/mountinfo")]
       .compactMap { $0.map { Array(($0 + "\n").utf8) } }
     let shares = status["shares"].elements

@@ -42,6 +42,9 @@ indirect enum JSON: Equatable {
     return Double(digits)
   }
 
+  /// Nil for everything but whole numbers that fit.
+  var integer: Int? { double.flatMap { Int(exactly: $0) } }
+
   /// On one line, without spaces.
   var encoded: String {
     var text = ""

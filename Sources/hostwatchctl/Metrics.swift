@@ -104,7 +104,7 @@ struct MetricsText {
       let bounds = bounds(row).elements.map { Self.seconds($0) } + ["+Inf"]
       var total: UInt64 = 0
       for (bound, count) in zip(bounds, row["lag_counts"].elements) {
-        total += UInt64(count.double ?? 0)
+        total &+= UInt64(clamping: count.integer ?? 0)
         line(name + "_bucket", labels + [("le", bound)], "\(total)")
       }
       line(name + "_sum", labels, Self.seconds(row["lag_sum_us"]))

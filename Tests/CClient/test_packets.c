@@ -56,6 +56,7 @@ static const struct wrong table[] = {
 	{ "past its end", EVENTS, 0, 116, 4, 0xfffffffe }, /* sum 2^32 */
 	{ "surplus bytes", EVENTS, 0, 108, 2, 0 },
 	{ "a NUL", EVENTS, 0, 108, 2, 3 },
+	{ "a slash", EVENTS, 0, 120, 1, '/' },
 	{ "padding", EVENTS, 0, 122, 1, 'x' },
 	{ "a LOST with a wrong size", NOTICE, 0, 4, 2, 0x4002 },
 	{ "a LOST out of sequence", NOTICE, 32, 0, 8, 32 | 0x4002LL << 32 },
@@ -64,6 +65,7 @@ static const struct wrong table[] = {
 	{ "to no request", REPLY, 0, 8, 8, 12345 },
 	{ "to no request", REPLY, 0, 4, 2, 0x8006 },
 	{ "positive error", REPLY, 0, 16, 4, 5 },
+	{ "no errno", REPLY, 0, 16, 4, 0x80000000 },
 	{ "surplus bytes", REPLY, 32, 0, 4, 32 },
 	{ "a reply that is cut off", REPLY, 16, 0, 4, 16 },
 };
@@ -187,7 +189,7 @@ static void malformed_init(void)
 
 /* Statuses */
 
-enum { status_replies = 5 };
+enum { status_replies = 6 };
 
 static void wrong_statuses_script(int fd, unsigned int connection, void *unused)
 {
@@ -199,7 +201,8 @@ static void wrong_statuses_script(int fd, unsigned int connection, void *unused)
 	fake_grant(fd);
 	unique = fake_expect(fd, &packet, 2);
 	fake_close_descriptors(&packet);
-	statuses[0] = connection == 0; /* positive */
+	statuses[0] = connection == 0 ? 1 /* positive */
+		    : connection == 5 ? 0x80000000 /* no errno */ : 0;
 	statuses[3] = connection == 1; /* padding */
 	fake_reply(fd, 2, unique, 0, connection == 2 ? 2 : 3, statuses,
 		   connection == 3   ? 12

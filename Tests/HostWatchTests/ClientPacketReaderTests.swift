@@ -47,7 +47,7 @@ import Testing
   }
 
   @Test func notificationsAndReplies() throws {
-    #expect(try read(Packets.lost(2, sequence: 9)) == .lost(.sessionQueue, sequence: 9))
+    #expect(try read(Packets.lost(2, sequence: 0)) == .lost(.sessionQueue, sequence: 0))
     #expect(
       try read(Packets.resynced(9, checked: 4, reported: 2))
         == .resynced(.init(sequence: 9, nodesChecked: 4, nodesReported: 2)))
@@ -64,7 +64,7 @@ import Testing
   @Test func everyTruncationIsRefused() {
     let packets = [
       Packets.events([Packets.record(1, name: Array("name".utf8)), Packets.record(2)]),
-      Packets.lost(1, sequence: 1), Packets.resynced(1, checked: 1, reported: 1),
+      Packets.lost(1, sequence: 0), Packets.resynced(1, checked: 1, reported: 1),
       Packets.detached(1), Packets.session(unique: 1),
       Packets.statuses(HW_REGISTER, unique: 1, [0, 0, 0]), Packets.synced(unique: 1),
     ]
@@ -83,8 +83,8 @@ import Testing
   @Test func whatIsReservedMustBeZero() {
     let record = Packets.events([Packets.record(1, name: Array("name".utf8))])
     for (packet, offsets) in [
-      (record, [6, 7, 20, 124, 127]), (Packets.lost(1, sequence: 1), [6, 20]),
-      (Packets.detached(1), [6, 20]), (Packets.session(unique: 1), [6, 76]),
+      (record, [6, 7, 20, 124, 127]), (Packets.lost(1, sequence: 0), [6, 20]),
+      (Packets.detached(1), [6, 20]), (Packets.session(unique: 1), [6, 20, 76]),
       (Packets.statuses(HW_REGISTER, unique: 1, [0]), [6, 28]),
     ] {
       for offset in offsets {
@@ -108,6 +108,7 @@ import Testing
     #expect(problem(with(24 + 84, Packets.bytes(UInt16.max))) == .wrongRecordSize(104))
     #expect(problem(with(24 + 88, Packets.bytes(UInt32.max))) == .wrongRecordSize(104))
     #expect(problem(with(16, Packets.bytes(UInt32(2)))) == .wrongCount(2))
+    #expect(problem(Packets.events([])) == .wrongCount(0))
     #expect(problem(with(121, [0])) == .wrongName)
     #expect(problem(with(121, [UInt8(ascii: "/")])) == .wrongName)
     #expect(problem(with(8, [1])) == .wrongUnique(1))
@@ -120,6 +121,10 @@ import Testing
     #expect(
       throws: Client.PacketError(problem: .sequenceGap(expected: 3, found: 4), offset: 32)
     ) { try reader.read(Packets.events([Packets.record(4)])) }
+    #expect(
+      throws: Client.PacketError(problem: .sequenceGap(expected: 2, found: 3), offset: 24)
+    ) { try reader.read(Packets.lost(1, sequence: 3)) }
+    #expect(try reader.read(Packets.lost(1, sequence: 2)) == .lost(.kernelQueue, sequence: 2))
   }
 
   @Test func repliesAreChecked() {
@@ -136,6 +141,11 @@ import Testing
     var session = Packets.session(unique: 1)
     session[24] = 2
     #expect(problem(session) == .wrongVersion(2))
+    for limit in [HW_PACKET_MIN - 1, HW_PACKET_MAX + 1] {
+      var session = Packets.session(unique: 1)
+      session.replaceSubrange(64..<68, with: Packets.bytes(UInt32(limit)))
+      #expect(problem(session) == .wrongLimit(UInt32(limit)))
+    }
   }
 
   @Test func namesAreEscaped() {

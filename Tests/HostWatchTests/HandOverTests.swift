@@ -169,6 +169,39 @@ struct HandOverTests {
     }
   }
 
+  @Test("is refused with a number that would overflow when it is added to")
+  func largeNumbers() throws {
+    let changes: [(inout HandOverState) -> Void] = [
+      { $0.nextSession = .max },
+      { $0.past.lost = .max },
+      { $0.past.events = .max },
+      { $0.past.delivered = .max },
+      { $0.past.corrected = .max },
+      { $0.filesystems[0].counters.records = .max },
+      { $0.filesystems[0].lastEmpty.seconds = .min },
+      { $0.sessions[1].attachment?.losingSince?.seconds = .min },
+      { $0.sessions[0].attachment?.lostCount = .max },
+      // Each is small enough; STATUS adds them up.
+      {
+        $0.past.lost = 1 << 61
+        for session in 0..<2 { $0.sessions[session].attachment?.lostCount = 1 << 61 }
+      },
+    ]
+    for (index, change) in changes.enumerated() {
+      var state = Self.sample()
+      change(&state)
+      let bytes = HandOverEncoder.encode(state)
+      #expect(throws: HandOverError.self, "change \(index)") {
+        try HandOverDecoder.decode(bytes, descriptors: 9)
+      }
+    }
+    var state = Self.sample()
+    (state.past.lost, state.past.events) = (1 << 60, 1 << 61)
+    state.filesystems[0].lastEmpty.seconds = -1
+    let bytes = HandOverEncoder.encode(state)
+    #expect(try HandOverDecoder.decode(bytes, descriptors: 9) == state)
+  }
+
   @Test("keeps a queue's packets, across its end as well")
   func queueContents() {
     let user = UserAccount(uid: 1, queueLimit: 1 << 20)

@@ -34,11 +34,23 @@ nonisolated(unsafe) private let scene = Scene(Place())
 
 /// What is open. Pipes are the fuzzer's, to its symbolizer.
 func openDescriptors() -> [String] {
-  (0..<4096).compactMap { number in
-    var target = [CChar](repeating: 0, count: 256)
-    let link = "/proc/self/fd/\(number)"
-    guard readlink(link, &target, target.count - 1) > 0 else { return nil }
-    let name = String(cString: target)
-    return name.hasPrefix("pipe:") ? nil : name
-  }.sorted()
+  guard let folder = opendir("/proc/self/fd") else { fatalError("opendir: errno \(errno)") }
+  let own = "\(dirfd(folder))"
+  defer { closedir(folder) }
+  var names: [String] = []
+  while let entry = readdir(folder) {
+    let number = withUnsafePointer(to: &entry.pointee.d_name) {
+      $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+    }
+    guard number != own, let name = target("/proc/self/fd/" + number), !name.hasPrefix("pipe:")
+    else { continue }
+    names.append(name)
+  }
+  return names.sorted()
+}
+
+private func target(_ link: String) -> String? {
+  var bytes = [UInt8](repeating: 0, count: 256)
+  let count = bytes.withUnsafeMutableBytes { readlink(link, $0.baseAddress!, $0.count) }
+  return count > 0 ? String(decoding: bytes[..<count], as: UTF8.self) : nil
 }

@@ -8,36 +8,55 @@ import Glibc
 
 /// A daemon, and the clients of one input after the other.
 final class Scene {
-  private let place: Place
-  private let loop = TurnLoop()
-  private let hub: Hub
-  private var clients: [Client] = []
+  let place: Place
+  private(set) var loop = TurnLoop()
+  private(set) var hub: Hub
+  private(set) var clients: [Client] = []
+  /// What it serves; a daemon that follows it has the same.
+  private let listener: OwnedDescriptor
+  private(set) var shares = [Scene.share()]
+  private let failures = Failures()
   private static let most = 6
+  /// The end of a daemon takes tens of milliseconds.
+  private static let mostRestarts = 2
+  private var restarts = 0
+  /// The daemon has taken up a state that was changed.
+  private var isChanged = false
   /// Open while nobody is connected.
   private(set) var descriptors: [String] = []
 
   init(_ place: Place) {
     self.place = place
+    do {
+      listener = OwnedDescriptor(try checked(hw_socket(true), "socket"))
+      unlink(place.socketPath)
+      try checked(hw_bind_path(listener.rawValue, place.socketPath), "bind")
+      try checked(listen(listener.rawValue, 16), "listen")
+      hub = try Self.hub(loop, listener, failures)
+    } catch {
+      fatalError("\(error)")
+    }
+    chmod(place.socketPath, 0o666)
+    hub.setShares(shares)
+    loop.run(turns: 100)
+    descriptors = openDescriptors()
+  }
+
+  private static func hub(
+    _ loop: TurnLoop, _ listener: borrowing OwnedDescriptor, _ failures: Failures
+  ) throws(SystemError) -> Hub {
     var limits = Limits()
     limits.sessions = 4
     limits.sessionsPerUser = 2
     limits.nodesPerSession = 8
     limits.nodesPerSessionUnprivileged = 4
     limits.queuePerSession = 65_536
-    do {
-      hub = try Hub(loop: loop, limits: limits) { precondition(!$0.message.isEmpty) }
-      let listener = OwnedDescriptor(try checked(hw_socket(true), "socket"))
-      unlink(place.socketPath)
-      try checked(hw_bind_path(listener.rawValue, place.socketPath), "bind")
-      try checked(listen(listener.rawValue, 16), "listen")
-      try hub.serve(listener)
-    } catch {
-      fatalError("\(error)")
+    let hub = try Hub(loop: loop, limits: limits) {
+      precondition(!$0.message.isEmpty)
+      if $0.kind == .takeUpFailed { failures.messages.append($0.message) }
     }
-    chmod(place.socketPath, 0o666)
-    hub.setShares([Self.share()])
-    loop.run(turns: 100)
-    descriptors = openDescriptors()
+    try hub.serve(try listener.duplicate())
+    return hub
   }
 
   private static func share(_ events: EventMask = .allEvents) -> ShareConfiguration {
@@ -58,10 +77,75 @@ final class Scene {
       clients.removeAll { $0 === client }
     case 8: loop.run(turns: 1)
     case 9: loop.run(turns: 50)
-    case 10 where what >> 4 == 0: hub.setShares([])
-    case 10: hub.setShares([Self.share(EventMask(rawValue: UInt64(what >> 4) << 8))])
+    case 10 where what >> 4 == 0: setShares([])
+    case 10: setShares([Self.share(EventMask(rawValue: UInt64(what >> 4) << 8))])
+    case 15: restart(&input, changes: Int(what >> 4))
     default: place.change(input.byte(), input.byte())
     }
+  }
+
+  private func setShares(_ new: [ShareConfiguration]) {
+    shares = new
+    hub.setShares(shares)
+  }
+
+  /// A daemon takes up what the one before leaves, with so many bytes of it changed.
+  private func restart(_ input: inout FuzzInput, changes: Int) {
+    guard restarts < Self.mostRestarts else { return }
+    restarts += 1
+    let left = hub.handOver(within: 2_000_000)
+    var state = left.state
+    let size = state.count - HandOverEncoder.headerSize
+    for _ in 0..<changes {
+      let at = (Int(input.byte()) | Int(input.byte()) << 8) % size
+      state[HandOverEncoder.headerSize + at] = input.byte()
+    }
+    HandOverEncoder.seal(&state)
+    let succession = Succession(hub)
+    if state != left.state {
+      isChanged = true
+      for client in clients { client.isUnchecked = true }
+    }
+    let descriptors = HandedDescriptors(left.descriptors.map { hw_duplicate($0) })
+    startAnew()
+    failures.messages = []
+    var isTakenUp = true
+    do throws(HandOverError) {
+      _ = try hub.takeUp(state, descriptors)
+    } catch {
+      isTakenUp = false
+      failures.messages.append(error.description)
+    }
+    if !isChanged {
+      precondition(failures.messages.isEmpty, "not taken up: \(failures.messages)")
+      succession.check(hub)
+    }
+    hub.setShares(shares)
+    if isTakenUp { hub.finishTakingUp() }
+    _ = hub.figures
+    if !isChanged { succession.check(clients) { loop.run(turns: 50) } }
+  }
+
+  /// The daemon ends, and another is there; of what it was told the old one knows nothing.
+  private func startAnew() {
+    weak let old = hub
+    // They know each other, which the end of a process ends.
+    for session in hub.sessions.values {
+      session.ownProcess?.source.cancel()
+      (session.ownProcess, session.filesystem, session.scope) = (nil, nil, nil)
+    }
+    for filesystem in hub.filesystems.values {
+      (filesystem.sessions, filesystem.syncing) = ([:], [])
+    }
+    loop = TurnLoop()
+    do {
+      hub = try Self.hub(loop, listener, failures)
+    } catch {
+      fatalError("\(error)")
+    }
+    precondition(old == nil, "the daemon that ended is there still")
+    // Its helpers have no parent any more; here they do.
+    while waitpid(-1, nil, WNOHANG) > 0 {}
   }
 
   /// What helper processes have done is noticed.
@@ -79,134 +163,24 @@ final class Scene {
     clients = []
     loop.run(turns: 2000)
     precondition(hub.sessions.isEmpty, "a session outlived its connection")
-    hub.setShares([Self.share()])
+    setShares([Self.share()])
     place.empty()
     loop.run(turns: 2000)
     precondition(hub.filesystems.count == 1, "a filesystem that nobody needs is watched")
     for filesystem in hub.filesystems.values {
       precondition(filesystem.router.nodes.count == 0, "a registration was left")
     }
+    restarts = 0
+    guard isChanged else { return }
+    // Its figures are wrong, and would be in the next input, too.
+    isChanged = false
+    startAnew()
+    hub.setShares(shares)
+    loop.run(turns: 100)
   }
 }
 
-/// A client that says whatever the input says, and checks what it is told.
-final class Client {
-  private let socket: Int32
-  private var sequence: UInt64 = 0
-  private var isAttached = false
-  private var unique: UInt64 = 0
-
-  /// nil when the daemon's backlog is full.
-  init?(_ place: Place, asUser uid: uid_t) {
-    socket = hw_socket(true)
-    guard socket >= 0 else { return nil }
-    // SO_PEERCRED is of the moment of connect(2).
-    if uid != 0 { _ = fuzz_effective_user(uid) }
-    let connected = hw_connect_path(socket, place.socketPath)
-    if uid != 0 { _ = fuzz_effective_user(0) }
-    guard connected == 0 else {
-      close(socket)
-      return nil
-    }
-  }
-
-  func hangUp() { close(socket) }
-
-  func sendRaw(_ input: inout FuzzInput, _ place: Place) {
-    let descriptors = self.descriptors(&input, place)
-    send(input.block(4096), descriptors)
-  }
-
-  /// A packet whose header is right, and whose count fits its length as often
-  /// as not.
-  func sendRequest(_ input: inout FuzzInput, _ place: Place) {
-    let type = UInt16(input.below(8))
-    let descriptors = self.descriptors(&input, place)
-    var body = input.block(1024)
-    if type == UInt16(HW_INIT) {
-      // major, minor: what is spoken.
-      if body.count >= 4 { body.replaceSubrange(0..<4, with: [1, 0, 0, 0]) }
-    } else if body.count >= 8, body[7] & 1 == 0 {
-      let sizes: [UInt16: Int] = [2: 40, 3: 16, 4: 24]
-      let count = (body.count - 8) / (sizes[type] ?? 8)
-      body.replaceSubrange(0..<8, with: [UInt8(count & 0xff), UInt8(count >> 8), 0, 0, 0, 0, 0, 0])
-      if let size = sizes[type] { body.removeLast(body.count - 8 - count * size) }
-    }
-    unique += 1
-    var packet: [UInt8] = []
-    append(UInt32(16 + body.count), to: &packet)
-    append(type, to: &packet)
-    append(UInt16(0), to: &packet)
-    append(unique, to: &packet)
-    send(packet + body, descriptors)
-  }
-
-  private func append(_ number: some FixedWidthInteger, to packet: inout [UInt8]) {
-    withUnsafeBytes(of: number) { packet += $0 }
-  }
-
-  private func descriptors(_ input: inout FuzzInput, _ place: Place) -> [Int32] {
-    (0..<input.below(10)).map { _ in place.open(input.byte()) }.filter { $0 >= 0 }
-  }
-
-  private func send(_ packet: [UInt8], _ descriptors: [Int32]) {
-    packet.withUnsafeBytes { bytes in
-      _ = hw_send_with_descriptors(
-        socket, bytes.baseAddress ?? UnsafeRawPointer(bitPattern: 8)!, bytes.count, descriptors,
-        UInt32(descriptors.count), Int32(MSG_DONTWAIT))
-    }
-    for number in descriptors { close(number) }
-  }
-
-  /// Reads all there is.
-  func drain() {
-    var buffer = [UInt8](repeating: 0, count: 1 << 18)
-    while true {
-      let count = recv(socket, &buffer, buffer.count, Int32(MSG_DONTWAIT))
-      guard count > 0 else { return }
-      buffer.withUnsafeBytes { check(UnsafeRawBufferPointer(rebasing: $0[..<count])) }
-    }
-  }
-
-  private func check(_ packet: UnsafeRawBufferPointer) {
-    precondition(packet.count >= MemoryLayout<hw_header>.size, "a packet without a header")
-    let header = packet.loadUnaligned(as: hw_header.self)
-    precondition(Int(header.size) == packet.count && header.flags == 0, "a wrong header")
-    if header.type & 0x8000 != 0 {
-      let reply = packet.loadUnaligned(as: hw_reply.self)
-      precondition(reply.error <= 0 && reply.error > -4096, "not a negative errno")
-      if header.type == 0x8001, reply.error == 0 { isAttached = true }
-      return
-    }
-    precondition(header.unique == 0, "an answer to nothing")
-    precondition(isAttached, "told before INIT")
-    switch UInt32(header.type) {
-    case UInt32(HW_EVENTS): checkRecords(packet)
-    case UInt32(HW_LOST):
-      precondition(packet.loadUnaligned(as: hw_lost.self).sequence == sequence, "LOST: a gap")
-    case UInt32(HW_RESYNCED):
-      precondition(packet.loadUnaligned(as: hw_resynced.self).sequence == sequence)
-    case UInt32(HW_DETACHED): break
-    default: preconditionFailure("a message that does not exist: \(header.type)")
-    }
-  }
-
-  private func checkRecords(_ packet: UnsafeRawBufferPointer) {
-    var at = MemoryLayout<hw_events>.size
-    let count = packet.loadUnaligned(as: hw_events.self).count
-    precondition(count > 0, "no records")
-    for _ in 0..<count {
-      precondition(at + MemoryLayout<hw_record>.size <= packet.count, "a record beyond its packet")
-      let record = packet.loadUnaligned(fromByteOffset: at, as: hw_record.self)
-      precondition(record.size % 8 == 0 && at + Int(record.size) <= packet.count)
-      sequence += 1
-      precondition(record.sequence == sequence, "a gap in the sequence")
-      let strings =
-        Int(record.name_size) + Int(record.new_name_size) + Int(record.path_size)
-        + Int(record.new_path_size)
-      precondition(MemoryLayout<hw_record>.size + strings <= Int(record.size), "strings beyond")
-      at += Int(record.size)
-    }
-    precondition(at == packet.count, "bytes after the last record")
-  }
+/// What could not be taken up.
+final class Failures {
+  var messages: [String] = []
 }

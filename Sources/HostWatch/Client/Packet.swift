@@ -143,6 +143,8 @@ extension HostWatchClient {
       case wrongName
       /// A reason that the protocol does not know.
       case wrongReason(UInt32)
+      /// INIT's reply has a largest packet that the protocol does not allow.
+      case wrongLimit(UInt32)
       /// Records are missing between two packets.
       case sequenceGap(expected: UInt64, found: UInt64)
       /// A sentence or JSON that is no UTF-8.

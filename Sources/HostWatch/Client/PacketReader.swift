@@ -31,6 +31,9 @@ extension HostWatchClient {
       case HW_LOST:
         let message = try input.whole(hw_lost.self)
         guard message.reserved == 0 else { throw input.error(.notZero, 20) }
+        guard message.sequence == sequence else {
+          throw input.error(.sequenceGap(expected: sequence, found: message.sequence), 24)
+        }
         guard let reason = LossReason(rawValue: message.reason) else {
           throw input.error(.wrongReason(message.reason), 16)
         }
@@ -69,7 +72,9 @@ extension HostWatchClient {
         offset += Int(record.size)
         found += 1
       }
-      guard found == message.count else { throw input.error(.wrongCount(message.count), 16) }
+      guard found > 0, found == message.count else {
+        throw input.error(.wrongCount(message.count), 16)
+      }
       return .events(RecordBatch(checked: input.packet))
     }
 
@@ -107,6 +112,10 @@ extension HostWatchClient {
         throw input.error(.wrongVersion(message.major), 24)
       }
       guard message.reserved == 0 else { throw input.error(.notZero, 76) }
+      guard message.reply.detail == 0 else { throw input.error(.notZero, 20) }
+      guard (HW_PACKET_MIN...HW_PACKET_MAX).contains(message.max_packet) else {
+        throw input.error(.wrongLimit(message.max_packet), 64)
+      }
       return Session(
         id: message.session, options: Options(rawValue: message.options),
         events: EventMask(rawValue: message.events),

@@ -30,12 +30,12 @@ enum HandOverDecoder {
       throw HandOverError("the state is damaged: its checksum is wrong")
     }
     var state = HandOverState()
-    state.nextSession = try reader.number()
+    state.nextSession = try reader.counter()
     state.madeAt = try reader.number()
-    state.past.lost = try reader.number()
-    state.past.events = try reader.number()
-    state.past.delivered = try reader.number()
-    state.past.corrected = try reader.number()
+    state.past.lost = try reader.counter()
+    state.past.events = try reader.counter()
+    state.past.delivered = try reader.counter()
+    state.past.corrected = try reader.counter()
     state.filesystems = try reader.list(minimum: 100) { reader throws(HandOverError) in
       try filesystem(&reader)
     }
@@ -227,6 +227,8 @@ struct ByteReader {
   private let bytes: [UInt8]
   private let descriptors: Int
   private var offset = 0
+  /// All counters so far together.
+  private var counted: UInt64 = 0
 
   init(bytes: [UInt8], descriptors: Int) {
     self.bytes = bytes
@@ -262,10 +264,11 @@ struct ByteReader {
     }
   }
 
-  /// A number that is added to and must not overflow.
+  /// A number that is added to, also to others of its kind: no sum of them overflows.
   mutating func counter() throws(HandOverError) -> UInt64 {
     let value = try number(UInt64.self)
-    guard value >> 62 == 0 else { throw wrong("a counter") }
+    guard value >> 62 == 0, (counted + value) >> 62 == 0 else { throw wrong("a counter") }
+    counted += value
     return value
   }
 
@@ -277,7 +280,10 @@ struct ByteReader {
 
   mutating func moment() throws(HandOverError) -> Timestamp {
     let value = Timestamp(seconds: try number(), nanoseconds: try number())
-    guard value.nanoseconds < 1_000_000_000 else { throw wrong("a time") }
+    // Seconds are counted on from it, and back.
+    guard value.nanoseconds < 1_000_000_000, value.seconds.magnitude >> 62 == 0 else {
+      throw wrong("a time")
+    }
     return value
   }
 

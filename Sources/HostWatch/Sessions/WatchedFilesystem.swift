@@ -413,7 +413,9 @@ final class WatchedFilesystem {
   private var awaitedRecords: UInt64 {
     let closed = reconciler.closedRecords
     return syncing.reduce(gapEnd ?? .max) { least, session in
-      guard let barrier = session.pendingSyncs.first?.barrier, barrier > closed else { return least }
+      guard let barrier = session.pendingSyncs.first?.barrier, barrier > closed else {
+        return least
+      }
       return min(least, barrier)
     }
   }

@@ -22,6 +22,13 @@ import Testing
     #expect(try JSONParser.parse("18446744073709551615") == .number("18446744073709551615"))
   }
 
+  @Test func numbersThatAreNoInteger() throws {
+    #expect(try JSONParser.parse("77").integer == 77)
+    for text in ["1e300", "1e999", "-1e19", "2.5", "\"2\""] {
+      #expect(try JSONParser.parse(text).integer == nil, "\(text)")
+    }
+  }
+
   @Test func escapesAndTheirReverse() throws {
     let value = try JSONParser.parse(#""\"\\\/\b\f\n\r\t\u00e9\ud83d\ude00é""#)
     #expect(value.text == "\"\\/\u{8}\u{c}\n\r\t\u{e9}\u{1f600}\u{e9}")

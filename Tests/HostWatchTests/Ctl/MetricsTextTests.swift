@@ -34,6 +34,14 @@ import Testing
       ])
   }
 
+  @Test func countsThatAreNoneAreLeftOut() throws {
+    let status = try JSONParser.parse(
+      #"{"filesystems":[{"lag_bounds_us":[50],"lag_counts":[-1,1e300],"lag_sum_us":1}]}"#)
+    #expect(
+      MetricsText(status).text.contains(
+        "hostwatch_filesystem_lag_seconds_count{device=\"\",type=\"\"} 0\n"))
+  }
+
   @Test func sharesAndSessionsTellTheSame() throws {
     let lines = try lines()
     let share = #"{share="a\"b\\c\nd"}"#

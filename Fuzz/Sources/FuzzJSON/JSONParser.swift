@@ -1,0 +1,1 @@
+../../../Sources/hostwatchctl/JSONParser.swift
