@@ -20,8 +20,8 @@ import fusefs
 import scratch
 from daemon import Daemon, DaemonTest, table, touch
 from histories import Watch, Writer, stop
-from hostwatch import (ATTRIB, INIT, INTEREST, NODES, ROOT, REGISTER, SYNC, Refused, batch, init_body, message,
-                       register_entry)
+from hostwatch import (ATTRIB, INIT, INTEREST, NODES, REGISTER, ROOT, SYNC, Refused, batch, init_body,
+                       message, register_entry)
 from mounts import Mounted
 from test_convergence import number
 

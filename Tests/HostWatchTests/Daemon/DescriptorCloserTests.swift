@@ -12,7 +12,8 @@ import Testing
     let closer = try DescriptorCloser(loop: loop)
     var ends: [Int32] = [-1, -1]
     // The kernel writes two numbers.
-    try #require(unsafe pipe2(&ends, Int32(O_CLOEXEC)) == 0)
+    let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
+    try #require(unsafe socketpair(AF_UNIX, kind, 0, &ends) == 0)
     let count = Int(hw_close_elsewhere_max) * 5 / 2
     var limit = rlimit()
     _ = unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
