@@ -28,7 +28,9 @@ struct OwnSocket: ~Copyable {
     if let kept = kept.take(), let identity = try find(path, for: path), identity.isSocket,
       try isBound(kept, to: path)
     {
-      _ = unsafe chmod(path, mode)
+      guard unsafe chmod(path, mode) == 0 else {
+        throw StartFailure(creating: path, SystemError("chmod", errno))
+      }
       return OwnSocket(path: path, listener: kept.take(), identity: identity, lock: lock)
     }
     try clearStale(path)
