@@ -6,32 +6,82 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
 #endif
 
+/* What a helper needs, before its stack in one mapping. */
+struct helper {
+	unsigned int count;
+	int descriptors[hw_close_elsewhere_max];
+};
+
+enum { helper_memory = 32768, helpers_max = 256 };
+
+/* Those that have not been waited for. */
+static struct {
+	pid_t pid; /* 0: free */
+	void *memory;
+} helpers[helpers_max];
+
+/* In the helper, whose memory is the parent's, and so is errno: nothing is called
+ * that may set it. close_range() says nothing of what close() would fail with. */
+__attribute__((no_sanitize("address", "thread"))) static int
+close_all(void *argument)
+{
+	const struct helper *own = argument;
+
+	syscall(SYS_prctl, PR_SET_NAME, "close");
+	for (unsigned int i = 0; i < own->count; i++)
+		syscall(SYS_close_range, own->descriptors[i],
+			own->descriptors[i], 0);
+	return 0;
+}
+
 int hw_close_elsewhere(const int *descriptors, unsigned int count)
 {
-	/* On the stack, which every child has. */
-	int own[hw_close_elsewhere_max];
+	unsigned int place = 0;
 
-	if (count > sizeof own / sizeof own[0])
+	if (count > hw_close_elsewhere_max)
 		return -EINVAL;
-	memcpy(own, descriptors, count * sizeof own[0]);
-	/* Not fork(): its handlers are for a copy that goes on. */
-	const pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0,
-					 0, 0);
-
-	if (pid == 0) {
-		prctl(PR_SET_NAME, "close");
-		for (unsigned int i = 0; i < count; i++)
-			close(own[i]);
-		_exit(0);
+	while (place < helpers_max && helpers[place].pid)
+		place++;
+	if (place == helpers_max)
+		return -EAGAIN;
+	char *memory = mmap(NULL, helper_memory, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	if (memory == MAP_FAILED)
+		return -errno;
+	struct helper *own = (struct helper *)memory;
+	own->count = count;
+	memcpy(own->descriptors, descriptors, count * sizeof descriptors[0]);
+	const int pid = checked(clone(close_all, memory + helper_memory,
+				      CLONE_VM | CLONE_FILES | SIGCHLD, own));
+	if (pid < 0) {
+		munmap(memory, helper_memory);
+		return pid;
 	}
-	return checked(pid);
+	helpers[place].pid = pid;
+	helpers[place].memory = memory;
+	return pid;
+}
+
+void hw_closed_elsewhere(pid_t pid)
+{
+	for (unsigned int i = 0; i < helpers_max; i++) {
+		if (helpers[i].pid == pid) {
+			munmap(helpers[i].memory, helper_memory);
+			helpers[i].pid = 0;
+			return;
+		}
+	}
 }
 
 struct hw_received hw_receive(int socket, void *buffer, size_t size,

@@ -144,14 +144,15 @@ struct hw_received hw_receive(int socket, void *buffer, size_t size,
 ssize_t hw_look(int socket, void *buffer, size_t size, bool *descriptors);
 
 /*
- * Closes descriptors in a child process that has its own copy of the memory and
- * shares the table of descriptors (CLONE_FILES), and then ends: close() sleeps in it
- * if it must. Returns its pid, to be waited for, or -errno. From here on the numbers
- * are the child's. For a process with one thread. What hw_map_huge_page() has given is
- * not in the child.
+ * Closes descriptors in a child process that shares the memory (CLONE_VM) and the
+ * table of descriptors (CLONE_FILES), and then ends: closing sleeps in it if it must
+ * (close_range, Linux 5.9). Returns its pid, to be waited for, or -errno. From here on
+ * the numbers are the child's. When it has been waited for, hw_closed_elsewhere() takes
+ * its stack back. For one thread at a time.
  */
 enum { hw_close_elsewhere_max = 1024 };
 int hw_close_elsewhere(const int *descriptors, unsigned int count);
+void hw_closed_elsewhere(pid_t pid);
 
 /* Sends packets in order without blocking; how many went, or -errno. */
 int hw_send_packets(int socket, const struct iovec *packets,

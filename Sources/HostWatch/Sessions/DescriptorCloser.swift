@@ -6,8 +6,8 @@ import Glibc
 /// In: descriptors that nobody needs any more. Out: nothing. close(2) asks a FUSE or
 /// network server to flush and sleeps until it has answered, where no signal wakes it;
 /// that server may be a client that waits for this daemon. So what is not known to
-/// close at once is closed by a helper: a process that shares the table of
-/// descriptors and nothing else, and ends when it is done.
+/// close at once is closed by a helper: a process that shares memory and the table of
+/// descriptors, and ends when it is done.
 ///
 /// A helper that sleeps keeps its descriptors, and those that its session and its user
 /// send meanwhile are counted with them: `admits` says when a session's next ones have to
@@ -160,6 +160,7 @@ final class DescriptorCloser {
       let ended = unsafe waitpid(helper.pid, &status, WNOHANG)
       // ECHILD: whoever started the daemon has it ignore SIGCHLD.
       guard ended == helper.pid || (ended < 0 && errno == ECHILD) else { return false }
+      hw_closed_elsewhere(helper.pid)
       helper.pidfd?.source.cancel()
       return true
     }

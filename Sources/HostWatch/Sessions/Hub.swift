@@ -50,6 +50,9 @@ public final class Hub {
   /// The session that did a slice of its resync last.
   private var lastResynced: UInt64 = 0
 
+  /// What one turn may take.
+  private static let connectionsPerTurn = 256
+  private static let microsecondsPerAccept: UInt64 = 2000
   /// Connections that others cannot take from uid 0.
   private static let connectionsForRoot = 64
   private static let housekeepingMicroseconds: UInt64 = 250_000
@@ -104,7 +107,9 @@ public final class Hub {
   }
 
   private func accept(_ listener: Int32) {
-    for _ in 0..<16 {
+    let deadline = Syscall.monotonicMicroseconds() + Self.microsecondsPerAccept
+    for _ in 0..<Self.connectionsPerTurn {
+      guard Syscall.monotonicMicroseconds() < deadline else { return }
       let result = hw_accept(listener)
       if result == -EAGAIN { return }
       if result == -EINTR || result == -ECONNABORTED { continue }
@@ -142,6 +147,9 @@ public final class Hub {
     }
     let socket = ClientSocket(
       accepted, closer: closer, sender: .init(uid: peer.uid, session: nextSession))
+    // Nobody is there for an answer; and whoever connects and leaves again and again must
+    // not keep others waiting behind that.
+    guard !Syscall.hasHungUp(socket.rawValue) else { return }
     // Connections without INIT are bounded as sessions are: they are closed
     // without a word, since nothing has been asked yet.
     let reserve = peer.isPrivileged ? Self.connectionsForRoot : 0

@@ -203,6 +203,12 @@ enum Syscall {
     return unsafe poll(&entry, 1, 0) > 0
   }
 
+  /// Whether a socket's peer has closed it.
+  static func hasHungUp(_ socket: Int32) -> Bool {
+    var entry = pollfd(fd: socket, events: 0, revents: 0)
+    return unsafe poll(&entry, 1, 0) > 0 && entry.revents & Int16(POLLHUP) != 0
+  }
+
   /// Microseconds on CLOCK_MONOTONIC.
   static func monotonicMicroseconds() -> UInt64 {
     var now = timespec()
