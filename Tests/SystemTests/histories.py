@@ -277,6 +277,8 @@ def read_traces(paths, marks=()):
     for writer, path in enumerate(paths):
         with open(path, encoding="utf-8") as file:
             for line in file:
+                if not line.endswith("\n"):
+                    continue  # the writer was killed in the midst of it
                 time, *words = line.split()
                 lines.append((int(time), writer, *words))
     lines.sort(key=lambda line: line[0])
