@@ -39,8 +39,6 @@ void *hw_map_huge_page(void)
 		munmap(memory, before);
 	munmap(memory + before + page, page - before);
 	hw_advise_huge_pages(memory + before, page);
-	/* A child that goes on would have each page copied that is written to. */
-	(void)madvise(memory + before, page, MADV_DONTFORK);
 	return memory + before;
 }
 
