@@ -553,7 +553,7 @@ static void coming_and_going(int fd, unsigned int connection, void *argument)
 	struct table *table = argument;
 	struct packet packet;
 	/* Sooner and later: in the callback, in the SYNC, in step. */
-	unsigned int left = connection + 1 < rounds ? 5 + 400 * (connection % 4)
+	unsigned int left = connection + 1 < rounds ? 5 + 800 * (connection % 4)
 						   : UINT32_MAX;
 
 	for (int i = 0; i < nodes_total; i++)

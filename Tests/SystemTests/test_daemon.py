@@ -8,6 +8,7 @@ import unittest
 
 import scratch
 from daemon import Daemon, DaemonTest, binary, table, touch, write
+from fusefs import wait_until
 from hostwatch import (ACCESS, CREATE, DEFAULT, DELETE_SELF, OPEN, TREE, Detached, Lost,
                        Record, Refused)
 from model import NodesModel, TreeModel
@@ -317,9 +318,11 @@ class Mounts(ProcessTest):
         with daemon.connect() as client, self.assertRaises(Refused):
             client.init(TREE, share="s")
         self.assertEqual(os.listdir(self.own.path), [])
-        # Nothing holds the filesystem: its image can be checked.
-        subprocess.run(["fsck.ext4", "-fn", self.own.image], check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # Nothing holds the filesystem, once a helper has closed the last of it: its image can
+        # be checked.
+        wait_until(lambda: subprocess.run(
+            ["fsck.ext4", "-fn", self.own.image], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, check=False).returncode == 0, "the image is clean")
 
         self.own.mount()
         client = self.until_back(daemon)
