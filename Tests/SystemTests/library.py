@@ -180,6 +180,8 @@ class LibraryClient:
                     model.apply_all([one])
             if kind and event.kind == kind:
                 return taken
+            if kind is None and not model and event.kind == DISCONNECTED:
+                break  # the next call reconnects: again() must not come before these are applied
         assert kind is None, f"no event of kind {kind} in {timeout} s"
         return taken
 
