@@ -364,6 +364,8 @@ class Soak:
 
     def close(self):
         """Ends what was started, however far it came."""
+        if self.manager and self.manager.process and self.manager.process.poll() is None:
+            self.manager.signal(signal.SIGCONT)  # others wait for it, if it is stopped just now
         if self.control:
             self.control.stopped.set()
             self.control.go.set()
