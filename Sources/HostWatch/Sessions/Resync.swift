@@ -39,8 +39,8 @@ final class Resync {
   var unchecked: ArraySlice<UInt32> { registrations[next...] }
 
   /// A node that was registered meanwhile. Whoever registers and forgets in turn does not
-  /// make the list longer and longer: it has at most three times the `live` registrations of
-  /// the session.
+  /// make the list longer and longer: it is at most twice as long as the session's `live`
+  /// registrations are many, and `sparseness` more.
   func add(_ registration: UInt32, live: Int, isLive: (UInt32) -> Bool) {
     registrations.append(registration)
     guard registrations.count > 2 * live + Self.sparseness else { return }
