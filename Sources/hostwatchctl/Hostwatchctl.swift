@@ -18,6 +18,7 @@ struct Hostwatchctl: ParsableCommand {
         69  no daemon answers, or it cannot serve what was asked
         76  the other side does not speak the protocol
         77  permission denied
+        128 and more: ended by the signal with that number less 128
       """,
     version: Hub.version,
     subcommands: [

@@ -27,7 +27,7 @@ struct Hostwatchd: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Serve the directory PATH as the share NAME, to uid 0 only. May be given more than once.",
+      "Serve the directory PATH as the share NAME, to uid 0 and to the daemon's own. May be given more than once.",
       valueName: "NAME=PATH"))
   var share: [ShareArgument] = []
 

@@ -18,6 +18,7 @@ import HostWatch
   private let backing: Backing
   private let applier: any Applier
   private let invalidator: Invalidator
+  private let misplaced: Misplaced
   private let statistics: Statistics
   private let log: Log
   // Set once before the thread starts, and read by `stop` after.
@@ -37,7 +38,8 @@ import HostWatch
   private nonisolated(unsafe) var gone: [UInt64] = []
   private nonisolated(unsafe) var unopened = Unopened()
 
-  /// Nodes that could not be opened for their registration, but are not gone.
+  /// Nodes that could not be registered for want of a descriptor, here or in the daemon, or
+  /// that could not be opened, but are not gone.
   private struct Unopened {
     var nodes: [UInt64] = []
     /// Why, of the first.
@@ -50,13 +52,14 @@ import HostWatch
 
   init(
     _ daemon: Daemon, _ view: View, _ backing: Backing, _ applier: any Applier,
-    _ invalidator: Invalidator, _ statistics: Statistics, _ log: Log
+    _ invalidator: Invalidator, _ misplaced: Misplaced, _ statistics: Statistics, _ log: Log
   ) {
     self.daemon = daemon
     self.view = view
     self.backing = backing
     self.applier = applier
     self.invalidator = invalidator
+    self.misplaced = misplaced
     self.statistics = statistics
     self.log = log
     wake = hwfs_event_new()
@@ -110,6 +113,7 @@ import HostWatch
     daemon.setReregister { [unowned self] since in registerAll(since) }
     var event = unsafe hostwatch_event()
     while !stopping.withLock({ $0 }) {
+      postponeRefused(misplaced.takeRefused())
       let retry = registerUnopened()
       let asked = progress.withLock { $0.asked }
       let result = unsafe daemon.next(&event, timeoutMilliseconds: 0)
@@ -156,6 +160,18 @@ import HostWatch
     return UInt64(time.tv_sec) * 1_000_000 + UInt64(time.tv_nsec) / 1000
   }
 
+  /// Nothing that changes from now on has an earlier ctime.
+  private static func recently() -> timespec {
+    var time = timespec()
+    _ = unsafe clock_gettime(CLOCK_REALTIME_COARSE, &time)
+    time.tv_nsec -= 10_000_000
+    if time.tv_nsec < 0 {
+      time.tv_sec -= 1
+      time.tv_nsec += 1_000_000_000
+    }
+    return time
+  }
+
   private func handle(_ event: hostwatch_event) {
     tellGone()
     switch unsafe hostwatch_kind(rawValue: event.kind) {
@@ -168,10 +184,10 @@ import HostWatch
       leaveStep(why)
     case HOSTWATCH_IN_STEP: enterStep()
     case HOSTWATCH_REGISTER_FAILED:
-      // What hostwatchd had no free descriptor for is registered with its next lookup.
-      unsafe view.setFollowing(
-        event.node.nodeid, event.error == -EMFILE ? .pending : .refused(-event.error))
-      unsafe invalidator.invalidate(event.node.nodeid, attributesOnly: false)
+      let node = unsafe event.node.nodeid
+      unsafe view.setFollowing(node, .refused(-event.error))
+      if unsafe event.error == -EMFILE { postponeRefused([node]) }
+      invalidator.invalidate(node, attributesOnly: false)
     case HOSTWATCH_DETACHED:
       log.warning(unsafe "hostwatchd ended the session: \(Self.reason(event.reason))")
     default: break  // OUT_OF_STEP and IN_STEP say what matters.
@@ -287,6 +303,19 @@ import HostWatch
       if view.node(registration.node) == nil { daemon.forget([registration.node]) }
     }
     return 0
+  }
+
+  /// hostwatchd had no free descriptor for these. The kernel is told to ask for them again after
+  /// this; what changes later is made up for when they are registered.
+  private func postponeRefused(_ nodes: [UInt64]) {
+    guard !nodes.isEmpty else { return }
+    if unsafe unopened.nodes.isEmpty {
+      log.warning(
+        "hostwatchd has no free descriptors; what it cannot take is not cached until it can")
+      unsafe unopened.since = Self.recently()
+      unsafe unopened.due = Self.now() + UInt64(Self.retryMilliseconds) * 1000
+    }
+    for node in nodes { postpone(node, Failure(EMFILE)) }
   }
 
   private func tellGone() {

@@ -124,12 +124,13 @@ final class Invalidator: Applier {
   }
 }
 
-/// What handlers find that the kernel has to drop. They must not notify it
-/// themselves, so they leave it to the follower's thread.
+/// What handlers find that the kernel has to drop, and what is still to be registered. They
+/// must not notify the kernel themselves, so they leave it to the follower's thread.
 final class Misplaced: Sendable {
   private struct State: Sendable {
     var nodes: [UInt64] = []
     var entries: [View.Entry] = []
+    var refused: [UInt64] = []
     var wake: (@Sendable () -> Void)?
   }
   private let state = Locked(State())
@@ -141,6 +142,9 @@ final class Misplaced: Sendable {
 
   /// The name, and its directory's listing and attributes.
   func add(_ entry: View.Entry) { add { $0.entries.append(entry) } }
+
+  /// A node that hostwatchd had no free descriptor for.
+  func addRefused(_ node: UInt64) { add { $0.refused.append(node) } }
 
   private func add(_ body: (inout State) -> Void) {
     let wake = state.withLock { state in
@@ -155,6 +159,13 @@ final class Misplaced: Sendable {
     state.withLock { state in
       defer { (state.nodes, state.entries) = ([], []) }
       return (state.nodes, state.entries)
+    }
+  }
+
+  func takeRefused() -> [UInt64] {
+    state.withLock { state in
+      defer { state.refused = [] }
+      return state.refused
     }
   }
 }

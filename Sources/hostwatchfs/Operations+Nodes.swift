@@ -34,9 +34,12 @@ extension Server {
     if let interceptor, interceptor.attributes(request, of: id) { return }
     request.answer { () throws(Failure) in
       let open = file.flatMap { files.file($0) }
+      // What is followed only since the file was looked at says nothing of a change before.
+      let before = view.timeouts(parent: nil, node: id).attributes
       let status = if let open { try open.status() } else { try status(of: id) }
       view.setToldLinks(id, UInt64(status.st_nlink))
-      request.reply(status, timeout: view.timeouts(parent: nil, node: id).attributes)
+      let after = view.timeouts(parent: nil, node: id).attributes
+      request.reply(status, timeout: min(before, after))
     }
   }
 

@@ -81,9 +81,18 @@ final class Server: Sendable {
   func found(
     _ descriptor: Descriptor, told: View.Entry?, _ stamp: View.Stamp?
   ) throws(Failure) -> Found {
-    let status = try descriptor.status()
+    var status = try descriptor.status()
     let object = try backing.object(descriptor, status)
     let node = view.enter(object, type: status.st_mode, as: told)
+    if daemon != nil, node.following == .yes {
+      // Another thread may have registered it since: a change between is in no record.
+      do throws(Failure) {
+        status = try descriptor.status()
+      } catch {
+        withdraw(node.id)
+        throw error
+      }
+    }
     return Found(node: node, descriptor: descriptor, status: status, stamp: stamp)
   }
 
@@ -102,16 +111,19 @@ final class Server: Sendable {
         others.append(registration)
       }
     }
-    if daemon.registerLater(others) {
-      for one in others { view.setFollowing(one.node, .yes) }
+    // First, as the follower's thread may be told of a refusal at once.
+    for one in others { view.setFollowing(one.node, .yes) }
+    if !daemon.registerLater(others) {
+      for one in others { view.setFollowing(one.node, .pending) }
     }
     for (status, one) in zip(daemon.register(directories), directories) {
       switch status {
       case 0: view.setFollowing(one.node, .yes)
-      // Whoever gets the connection back registers what is in the view, and the next lookup
-      // what hostwatchd had no free descriptor for.
-      case -ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM, -EMFILE: break
-      default: view.setFollowing(one.node, .refused(-status))
+      // Whoever gets the connection back registers what is in the view.
+      case -ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM: break
+      default:
+        view.setFollowing(one.node, .refused(-status))
+        if status == -EMFILE { misplaced.addRefused(one.node) }
       }
     }
   }

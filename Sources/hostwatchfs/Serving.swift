@@ -48,7 +48,8 @@ struct Serving {
     let invalidator = Invalidator(view, backing, mount.notifier, statistics, misplaced)
     replay?.connect(mount.notifier, invalidator)
     let follower = daemon.map {
-      Follower($0, view, backing, replay ?? invalidator, invalidator, statistics, log)
+      Follower(
+        $0, view, backing, replay ?? invalidator, invalidator, misplaced, statistics, log)
     }
     if let follower {
       misplaced.setWake { [unowned follower] in follower.wakeUp() }

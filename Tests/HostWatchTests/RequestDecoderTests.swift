@@ -23,10 +23,10 @@ import Testing
   }
 
   private func initBody(
-    share: String = "src", padding: UInt8 = 0, mode: UInt16 = 1, options: UInt32 = 0,
-    reserved: UInt32 = 0
+    major: UInt16 = 1, share: String = "src", padding: UInt8 = 0, mode: UInt16 = 1,
+    options: UInt32 = 0, reserved: UInt32 = 0
   ) -> [UInt8] {
-    var body = Number.number(UInt16(1)) + Number.number(UInt16(0)) + Number.number(options)
+    var body = Number.number(major) + Number.number(UInt16(0)) + Number.number(options)
     body += Number.number(UInt64(0x100)) + Number.number(UInt32(0)) + Number.number(UInt32(0))
     body += Number.number(UInt32(1000)) + Number.number(UInt32(0)) + Number.number(mode)
     body += Number.number(UInt16(share.utf8.count)) + Number.number(reserved)
@@ -52,6 +52,16 @@ import Testing
     }
     #expect(value.share == "src" && value.mode == 1 && value.maxDelayMicroseconds == 1000)
     #expect(value.events == .create)
+  }
+
+  @Test func ofAnotherVersionNothingElseIsRead() throws {
+    let other = initBody(major: 2, padding: 1, mode: 9, options: 0x100, reserved: 1)
+    let expected = Request.initializeOther(major: 2)
+    #expect(try decode(message(HW_INIT, other)) == expected)
+    #expect(try decode(message(HW_INIT, other, flags: 1), descriptors: 3) == expected)
+    #expect(try decode(message(HW_INIT, Array(other.prefix(2)))) == expected)
+    #expect(try decode(message(HW_INIT, initBody(major: 0))) == .initializeOther(major: 0))
+    #expect(isFatal(message(HW_INIT, Array(other.prefix(1)))) == true)
   }
 
   @Test func malformedPacketsEndTheSession() {

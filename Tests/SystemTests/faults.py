@@ -30,6 +30,7 @@ ERRNOS = {
     "bind": ("ENOMEM", "ENOSPC", "EIO"),
     "capget": ("EPERM",),
     "capset": ("EPERM",),
+    "chmod": ("EIO", "EPERM"),
     "clone": ("EAGAIN", "ENOMEM"),
     "connect": ("ENOMEM", "EINTR"),
     "epoll_create1": ("EMFILE", "ENOMEM"),
@@ -42,6 +43,7 @@ ERRNOS = {
     "fstatfs": ("EIO", "ENOMEM"),
     "ftruncate": ("ENOSPC", "EIO"),
     "getrandom": ("EINTR",),
+    "getsockname": ("ENOBUFS",),
     "getsockopt": ("ENOMEM",),
     "ioctl": ("ENOMEM",),
     "listen": ("ENOMEM",),
@@ -67,6 +69,7 @@ ERRNOS = {
     "sendmsg": ("ENOMEM", "EINTR", "ECONNREFUSED"),
     "sendto": ("ECONNREFUSED", "ENOMEM", "EINTR"),
     "setsockopt": ("ENOMEM",),
+    "shutdown": ("ENOTCONN",),
     "signalfd4": ("EMFILE", "ENOMEM"),
     "socket": ("EMFILE", "ENOMEM"),
     "socketpair": ("EMFILE", "ENOMEM"),
@@ -74,8 +77,14 @@ ERRNOS = {
     "timerfd_create": ("EMFILE", "ENOMEM"),
     "timerfd_settime": ("ENOMEM",),
     "unlink": ("EIO",),
+    "wait4": ("ECHILD",),
     "write": ("ENOSPC", "EIO", "EINTR"),
 }
+
+# What has no failure that the daemon could meet: the kernel has none to give, or what it says
+# changes nothing. Every other call that the daemon makes has to be in ERRNOS.
+CANNOT_FAIL = ("brk", "close", "exit_group", "futex", "getegid", "geteuid", "getgid", "getpid", "getuid",
+               "munmap", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "umask")
 
 # What malloc(3) cannot get ends a Swift program by a signal.
 MEMORY = ("mmap", "brk", "mremap")

@@ -35,6 +35,23 @@ def wait_until(condition, what, timeout=10.0):
         time.sleep(0.005)
 
 
+def leave_descriptors(pid, count):
+    """Lets a process open so many more, once it has closed what it is to close. Returns its
+    limit before."""
+    seen = []
+
+    def is_quiet():
+        seen.append(sorted(os.listdir(f"/proc/{pid}/fd")))
+        return len(seen) > 10 and all(one == seen[-1] for one in seen[-10:])
+
+    wait_until(is_quiet, "nothing more is closed")
+    used = {int(number) for number in seen[-1]}
+    free = [number for number in range(len(used) + count + 1) if number not in used]
+    limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free[count], limit[1]))
+    return limit
+
+
 def ask(control, word, timeout=30.0):
     """The answer of the server that listens there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
@@ -102,18 +119,8 @@ class HostwatchFS:
 
     def leave_descriptors(self, count):
         """Lets the server open so many more, once it has closed what it is to close."""
-        seen = []
-
-        def is_quiet():
-            seen.append(sorted(os.listdir(f"/proc/{self.process.pid}/fd")))
-            return len(seen) > 10 and all(one == seen[-1] for one in seen[-10:])
-
-        wait_until(is_quiet, "nothing more is closed")
-        used = {int(number) for number in seen[-1]}
-        free = [number for number in range(len(used) + count + 1) if number not in used]
-        if not self.limit:
-            self.limit = resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (free[count], self.limit[1]))
+        limit = leave_descriptors(self.process.pid, count)
+        self.limit = self.limit or limit
 
     def relieve(self):
         """Takes back `leave_descriptors`."""

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the tests of this folder with a time limit for each; see `run`."""
 
+import argparse
 import contextlib
 import fcntl
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import unittest
@@ -48,6 +51,16 @@ def classes(suite):
         yield from classes(part)
 
 
+def attempts(count):
+    """For a test that depends on what the kernel keeps in its caches or when it runs whom,
+    but not on what is true: it may fail so often but for once, and it is said and counted. A
+    class may have `attempts` for all its tests."""
+    def mark(test):
+        test.attempts = count
+        return test
+    return mark
+
+
 class TimedOut(Exception):
     pass
 
@@ -82,10 +95,9 @@ class Result(unittest.TestResult):
             self.passed += 1
 
     def _broken(self, test, error, part=None):
-        """A class whose tests depend on what the kernel keeps in its caches and when it
-        runs whom has `attempts`: each may fail that often but for once, and it is said."""
         tried = self.tries[test.id()] = self.tries.get(test.id(), 0) + 1
-        if tried < getattr(test, "attempts", 1):
+        method = getattr(test, getattr(test, "_testMethodName", ""), None)
+        if tried < getattr(method, "attempts", getattr(test, "attempts", 1)):
             self.again.append(test)
             print(f"again   {part or test.id()}: it failed", flush=True)
         else:
@@ -111,40 +123,109 @@ class Result(unittest.TestResult):
         print(f"skipped {test.id()}: {reason}", flush=True)
 
 
-def main():
+def found(words):
+    """The suites of the classes that have a test with one of the words in its name."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, here)
-    signal.signal(signal.SIGALRM, on_alarm)
     loader = unittest.TestLoader()
-    loader.testNamePatterns = [f"*{word}*" for word in sys.argv[1:]] or None
-    suite = loader.discover(here, "test_*.py", here)
+    loader.testNamePatterns = [f"*{word}*" for word in words] or None
+    return list(classes(loader.discover(here, "test_*.py", here)))
+
+
+def is_exclusive(part):
+    return getattr(next(iter(part)), "exclusive", False)
+
+
+def run_tests(parts):
+    signal.signal(signal.SIGALRM, on_alarm)
     result = Result()
-    began = time.monotonic()
-    with turn(exclusive=False):
-        limit = read_limit()
+    for part in parts:
+        with turn(is_exclusive(part)):
+            part.run(result)
+            while result.again:
+                tests = {test.id(): test for test in result.again}.values()
+                result.again = []
+                result._previousTestClass = None  # it is set up again
+                unittest.TestSuite(
+                    type(test)(test._testMethodName) for test in tests).run(result)
+    return {"passed": result.passed, "broken": sorted(result.broken),
+            "skipped": len(result.skipped), "again": len(result.tries) - len(result.broken)}
+
+
+def work(queue, words):
+    """One of several runners: takes one class after the other from a pipe that holds
+    two bytes for each, and says on standard output what came of all."""
+    os.set_inheritable(queue, False)
+    report = os.dup(1)
+    os.dup2(2, 1)  # what tests print
+    parts = found(words)
+    taken = iter(lambda: os.read(queue, 2), b"")
+    outcome = run_tests(parts[int.from_bytes(index, "little")] for index in taken)
+    with open(report, "w", encoding="utf-8") as file:
+        json.dump(outcome, file)
+
+
+def run_beside(jobs, parts, words):
+    """Several runners, each in a mount namespace of its own. Those that have to be alone
+    come last: nobody waits for them then but each other."""
+    order = sorted(range(len(parts)), key=lambda index: is_exclusive(parts[index]))
+    queue, filled = os.pipe()
+    os.write(filled, b"".join(index.to_bytes(2, "little") for index in order))
+    os.close(filled)
+    workers = [subprocess.Popen(
+        ["setpriv", "--pdeathsig", "TERM", "unshare", "--mount", sys.executable, __file__,
+         "--take", str(queue), *words],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=sys.stdout, pass_fds=[queue])
+        for _ in range(jobs)]
+    os.close(queue)
+    total = {"passed": 0, "broken": [], "skipped": 0, "again": 0}
+    for worker in workers:
+        try:
+            output = worker.communicate()[0]
+        except KeyboardInterrupt:  # They have had it, too, and clean up.
+            for other in workers:
+                other.wait()
+            raise
+        if worker.returncode != 0:
+            total["broken"].append(f"a runner that ended with status {worker.returncode}")
+            continue
+        for key, value in json.loads(output).items():
+            total[key] += value
+    return total
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="Tests/SystemTests/run")
+    parser.add_argument("-j", dest="jobs", type=int, default=1, metavar="N",
+                        help="run so many classes beside each other")
+    parser.add_argument("--take", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", metavar="WORD",
+                        help="only tests with one of these in their name")
+    options = parser.parse_args()
     try:
-        for part in classes(suite):
-            with turn(getattr(next(iter(part)), "exclusive", False)):
-                part.run(result)
-                while result.again:
-                    tests = {test.id(): test for test in result.again}.values()
-                    result.again = []
-                    result._previousTestClass = None  # it is set up again
-                    unittest.TestSuite(
-                        type(test)(test._testMethodName) for test in tests).run(result)
+        if options.take is not None:
+            work(options.take, options.words)
+            return 0
+        began = time.monotonic()
+        parts = found(options.words)
+        with turn(exclusive=False):
+            limit = read_limit()
+        try:
+            jobs = min(options.jobs, len(parts))
+            result = run_tests(parts) if jobs < 2 else run_beside(jobs, parts, options.words)
+        finally:
+            # The daemons have raised it.
+            with turn(exclusive=True), open(SYSCTL, "w", encoding="ascii") as file:
+                file.write(limit)
     except KeyboardInterrupt:
         print("interrupted")
         return 130
-    finally:
-        # The daemons have raised it.
-        with turn(exclusive=True), open(SYSCTL, "w", encoding="ascii") as file:
-            file.write(limit)
     print(f"{time.monotonic() - began:.0f} s")
-    for test in sorted(result.broken):
+    for test in sorted(result["broken"]):
         print(f"failed  {test}")
-    print(f"{result.passed} passed, {len(result.broken)} failed, "
-          f"{len(result.skipped)} skipped")
-    return 1 if result.broken else 0
+    print(f"{result['passed']} passed, {len(result['broken'])} failed, "
+          f"{result['skipped']} skipped, {result['again']} tried again")
+    return 1 if result["broken"] else 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import unittest
 import faults
 import scratch
 from daemon import REPOSITORY, Daemon, binary, table, touch, write
-from faults import ERRNOS, Fault, TracedDaemon, Violation, World, judge_end, read_sites
+from faults import CANNOT_FAIL, ERRNOS, Fault, TracedDaemon, Violation, World, judge_end, read_sites
 from managed import ManagedDaemon
 from hostwatch import NODES, TREE, WANT_PATH, Client, HungUp, register_entry
 from runner import read_limit
@@ -39,7 +39,7 @@ def configuration(world, shares=("share",)):
 def start(world, fault, old=None, **options):
     """A daemon in this world, on the socket of an old one."""
     config = configuration(world)
-    daemon = TracedDaemon(fault, config=config, calls=tuple(ERRNOS),
+    daemon = TracedDaemon(fault, config=config, calls=("all",),
                           socket_path=old.socket if old else None, **options)
     return daemon
 
@@ -325,7 +325,9 @@ class Faults(unittest.TestCase):
                      read_sites(world.traced.trace, os.path.basename(binary()))
                      if site.key not in self.known]
         self.known.update(site.key for site in found)
-        return found
+        self.assertFalse({str(site) for site in found if site.call not in (*ERRNOS, *CANNOT_FAIL)},
+                         "neither in ERRNOS nor in CANNOT_FAIL")
+        return [site for site in found if site.call in ERRNOS]
 
     @staticmethod
     def plan(sites):

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What hostwatchfs lets the kernel cache is never stale, and is cached for ever."""
 
+import concurrent.futures
 import errno
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import stat
@@ -13,6 +15,7 @@ import threading
 import time
 
 import fusefs
+import runner
 import scratch
 from daemon import Daemon, DaemonTest
 from test_hostwatchfs import MountTest, RENAME_EXCHANGE, outcome, rename2, tree
@@ -30,7 +33,6 @@ def read(path):
 
 class CoherenceTest(MountTest):
     """The mount has cached everything; the host changes something; it is seen."""
-    attempts = 3  # see runner.py
 
     def setUp(self):
         super().setUp()
@@ -95,6 +97,7 @@ class CoherenceTest(MountTest):
             change()
             self.check()
 
+    @runner.attempts(3)
     def test_everything_is_cached_while_in_step(self):
         """Answered by the kernel alone: the server is stopped meanwhile."""
         # It has nothing to close on the mount while the server is stopped: that
@@ -206,8 +209,7 @@ class WithoutHandlesTest(CoherenceTest):
 
 
 class HandlesTest(MountTest):
-    attempts = 3  # see runner.py
-
+    @runner.attempts(3)
     def test_a_node_costs_no_descriptor(self):
         for number in range(1200):
             os.mkdir(self.path(f"d{number}"))
@@ -560,6 +562,106 @@ class ShortageTest(MountTest):
         self.assertEqual(result, "EMFILE")
         os.rmdir(path)
         self.assertEqual(os.fstat(used).st_nlink, 0)
+
+
+class DaemonShortageTest(MountTest):
+    """hostwatchd has no descriptor to spare for a while."""
+
+    COUNT = 64
+
+    def setUp(self):
+        super().setUp()
+        # By its other name, only who has registered a file hears of its changes.
+        self.others = [os.path.join(self.outside, f"f{number}") for number in range(self.COUNT)]
+        self.files = [os.path.join(self.mnt, f"f{number}") for number in range(self.COUNT)]
+        for number, other in enumerate(self.others):
+            write(other, b"before")
+            os.link(other, self.path(f"f{number}"))
+        os.mkdir(self.path("d"))
+        self.fs.sync()
+
+    def starve(self, count):
+        limit = fusefs.leave_descriptors(self.daemon.pid, count)
+        self.addCleanup(self.relieve, self.daemon.pid, limit)
+        return lambda: self.relieve(self.daemon.pid, limit)
+
+    def relieve(self, pid, limit):
+        if self.daemon.process.poll() is None:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+
+    def check(self, rounds=3):
+        for number in range(rounds):
+            for other in self.others:
+                write(other, b"x" * (number + 1))
+            self.fs.sync()
+            for here in self.files:
+                self.assertEqual(os.stat(here).st_size, number + 1)
+                self.assertEqual(read(here), b"x" * (number + 1))
+
+    def check_all_is_cached(self):
+        """The kernel answers without the server."""
+        for _ in "ab":  # what was registered within a second of its change is looked at again
+            self.fs.sync()
+            for here in (*self.files, os.path.join(self.mnt, "d")):
+                os.stat(here)
+        resume = threading.Timer(15, self.fs.process.send_signal, (signal.SIGCONT,))
+        resume.start()
+        self.fs.process.send_signal(signal.SIGSTOP)
+        try:
+            for here in (*self.files, os.path.join(self.mnt, "d")):
+                os.stat(here)
+            self.assertTrue(resume.is_alive(), "the server had to answer")
+        finally:
+            resume.cancel()
+            self.fs.process.send_signal(signal.SIGCONT)
+
+    def test_what_is_looked_up_meanwhile(self):
+        relieve = self.starve(0)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            self.assertEqual(set(pool.map(read, self.files)), {b"before"})
+        os.stat(os.path.join(self.mnt, "d"))
+        self.check()
+        os.chmod(self.path("d"), 0o700)
+        self.fs.sync()
+        self.assertEqual(os.stat(os.path.join(self.mnt, "d")).st_mode & 0o777, 0o700)
+        self.assertEqual(self.fs.log().count("no free descriptors"), 1, self.fs.log())
+        relieve()
+        self.check()
+        fusefs.wait_until(lambda: "are followed again" in self.fs.log(), "registered", 20)
+        self.check_all_is_cached()
+        self.check()
+
+    def test_what_is_registered_again_meanwhile(self):
+        """However many descriptors the restarted daemon has left, nothing is stale."""
+        for here in self.files:
+            read(here)
+        said = 0
+        for count in range(0, 14, 2):
+            with self.subTest(count):
+                self.fs.sync()
+                self.fs.process.send_signal(signal.SIGSTOP)
+                try:
+                    self.daemon.kill()
+                    self.daemon.start()
+                    self.daemon.drain_notifications()
+                    relieve = self.starve(count)
+                finally:
+                    self.fs.process.send_signal(signal.SIGCONT)
+                for number in range(2):
+                    for other in self.others:
+                        write(other, b"y" * (number + 1))
+                    for here in self.files:
+                        fusefs.wait_until(lambda: os.stat(here).st_size == number + 1, here)
+                relieve()
+                before = said
+                fusefs.wait_until(lambda: self.fs.status()["state"] == "in-step", "in step", 30)
+                said = self.fs.log().count("cannot be opened: Too many open files")
+                if said > before:
+                    fusefs.wait_until(
+                        lambda: self.fs.log().count("are followed again") == said, "again", 20)
+                self.check()
+        self.assertGreater(said, 0, self.fs.log())
+        self.check_all_is_cached()
 
 
 class GitTest(MountTest):

@@ -162,7 +162,6 @@ def differences(source, mount, names=None, seconds=SETTLED):
 
 
 class LoadTest(unittest.TestCase):
-    attempts = 3  # see runner.py
     limit = int(SECONDS * 4 + 120)
 
     @classmethod

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every packet that is not as the protocol has it, limits, and who may do what."""
 
+import contextlib
 import errno
 import grp
 import json
@@ -185,11 +186,18 @@ class Malformed(ProtocolTest):
                 self.refused(errno.EINVAL, client.init, fd=fd, **fields)
         self.refused(errno.EINVAL, client.init, share=b"a\0b")
         self.refused(errno.EINVAL, client.init, share=b"abc", padding=b"\0\0\0\0x")
-        for fields in ({"share": b"no-such-share"}, {"fd": fd, "major": 2},
-                       {"fd": fd, "major": 0}, {"fd": file}, {"share": b"\xff\xfe"}):
+        for fields, number in (
+                ({"share": b"no-such-share"}, errno.ENOENT), ({"fd": file}, errno.ENOTDIR),
+                ({"share": b"\xff\xfe"}, errno.EINVAL),
+                ({"fd": fd, "options": SUPPRESS_ECHO, "echo_pid": 0x7fffffff}, errno.ESRCH),
+                ({"fd": fd, "options": SUPPRESS_ECHO, "echo_pid": 0xffffffff}, errno.ESRCH),
+                # Of another version nothing else is looked at.
+                ({"fd": fd, "major": 2}, errno.EPROTONOSUPPORT),
+                ({"fd": fd, "major": 2, "options": 0x10, "mode": 7, "padding": b"12345"},
+                 errno.EPROTONOSUPPORT),
+                ({"major": 0}, errno.EPROTONOSUPPORT)):
             with self.subTest(fields):
-                with self.assertRaises(Refused):
-                    client.init(**fields)
+                self.refused(number, client.init, **fields)
         client.init(fd=fd)
         self.refused(errno.EINVAL, client.init, fd=fd)
         client.sync()
@@ -610,3 +618,45 @@ class Rights(ProtocolTest):
         self.assertNotIn(self.outside, text)
         self.assertNotIn("closed", text)
         mine.close()
+
+
+class InAll(ProtocolTest):
+    """What all peers together may have, and what is kept for root."""
+
+    ENDED = (HungUp, BrokenPipeError, ConnectionResetError)
+
+    def setUp(self):
+        super().setUp()
+        os.chmod(self.share, 0o755)
+        self.root = os.open(self.share, os.O_RDONLY)
+        self.addCleanup(os.close, self.root)
+        self.small = Daemon(config=table(
+            daemon={"socket_mode": "0666"}, limits={"sessions": 3, "sessions_per_user": 2}))
+        self.addCleanup(self.small.stop)
+
+    def connection(self, uid=0):
+        client = self.small.unprivileged(uid) if uid else self.small.connect()
+        self.addCleanup(client.close)
+        return client
+
+    def admitted(self, uid, wanted):
+        """How many of so many new connections are answered."""
+        count = 0
+        for _ in range(wanted):
+            with contextlib.suppress(*self.ENDED):
+                self.connection(uid).status()
+                count += 1
+        return count
+
+    def test_sessions(self):
+        for uid in (65534, 65534, 65533):
+            self.connection(uid).init(fd=self.root)
+        for uid in (65533, 0):
+            reply = self.refused(errno.EUSERS, self.connection(uid).init, fd=self.root)
+            self.assertIn("limits.sessions.", reply.text)
+
+    def test_connections(self):
+        self.assertEqual(self.admitted(65534, 6), 4)  # twice what a user may have
+        self.assertIn("has 4 connections already", self.small.log())
+        self.assertEqual(self.admitted(65533, 3), 2)  # twice what there may be in all
+        self.assertEqual(self.admitted(0, 66), 64)

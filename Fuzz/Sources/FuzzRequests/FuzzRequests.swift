@@ -17,6 +17,7 @@ public func fuzzRequests(_ data: UnsafePointer<UInt8>, _ size: Int) -> CInt {
     case .interest(let entries): precondition(24 + entries.count * 24 == packet.count)
     case .initialize(let value):
       precondition(value.share != nil || descriptors == 1, "a root without its descriptor")
+    case .initializeOther(let major): precondition(major != 1 && packet.count >= 18)
     case .sync, .status: break
     }
   } catch {

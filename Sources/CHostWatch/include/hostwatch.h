@@ -204,9 +204,9 @@ void hostwatch_session(struct hostwatch *h, struct hostwatch_session *out);
  * Registers one object and waits for the answer (NODES only). `fd` is an open
  * descriptor of it, needed only during the call. `interest` is an event mask,
  * 0 = the session's. `since` is the ctime the server gave to its client, or the
- * last moment it knew its cache to be right (CLOCK_REALTIME_COARSE less 1 ns):
- * if the object has changed since, it gets an event with HW_RECHECK. NULL: no
- * check.
+ * last moment it knew its cache to be right (CLOCK_REALTIME_COARSE less 10 ms,
+ * as a system call may set the ctime some time before it is done): if the object
+ * has changed since, it gets an event with HW_RECHECK. NULL: no check.
  *
  * A directory must be registered before the lookup that led to it is answered.
  *

@@ -19,20 +19,22 @@ extension Session {
       guard !isAttached else {
         throw Refusal(EINVAL, "This session has been started already; open another connection.")
       }
-      guard UInt32(value.major) == HW_PROTOCOL_MAJOR else {
-        throw Refusal(EPROTONOSUPPORT, "This daemon speaks version 1 of the protocol.")
-      }
       try hub.checkSessionLimits(self)
       let ownPID = try echoPID(value)
       let target = try findRoot(value, descriptors)
       try attach(value, target, ownPID, unique: unique)
     } catch {
-      hub.report(
-        Diagnostic(
-          .sessionRefused, .notice, "A client was refused: \(error.text)", session: id,
-          share: value.share, peer: peer, errno: error.code))
-      reply(ReplyBuilder.error(error.code, error.text, type: UInt16(HW_INIT), unique: unique))
+      refuse(error, share: value.share, unique: unique)
     }
+  }
+
+  /// Answers INIT with an error.
+  func refuse(_ refusal: Refusal, share: String?, unique: UInt64) {
+    hub.report(
+      Diagnostic(
+        .sessionRefused, .notice, "A client was refused: \(refusal.text)", session: id,
+        share: share, peer: peer, errno: refusal.code))
+    reply(ReplyBuilder.error(refusal.code, refusal.text, type: UInt16(HW_INIT), unique: unique))
   }
 
   /// Where a session's root is, found and allowed.

@@ -14,6 +14,10 @@ extension Session {
     if case .initialize(let value) = request {
       return initialize(value, unique: unique, descriptors)
     }
+    if case .initializeOther(let major) = request {
+      let text = "This daemon speaks version 1 of the protocol, not \(major)."
+      return refuse(Refusal(EPROTONOSUPPORT, text), share: nil, unique: unique)
+    }
     guard isAttached else {
       throw .malformed("The first message must be INIT; only STATUS may come without it.")
     }
@@ -27,7 +31,7 @@ extension Session {
     case .forget(let nodes): forget(nodes)
     case .interest(let entries): setInterest(entries, unique: unique)
     case .sync: addSync(unique)
-    case .initialize, .status: break
+    case .initialize, .initializeOther, .status: break
     }
   }
 

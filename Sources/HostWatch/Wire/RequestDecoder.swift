@@ -4,6 +4,8 @@ import Glibc
 /// A client's request, taken apart.
 enum Request: Equatable {
   case initialize(Initialize)
+  /// INIT of another major version, of which nothing else is known.
+  case initializeOther(major: UInt16)
   case register([Registration])
   case forget([NodeID])
   case interest([Interest])
@@ -11,7 +13,6 @@ enum Request: Equatable {
   case status(what: UInt32)
 
   struct Initialize: Equatable {
-    var major: UInt16
     var options: UInt32
     var events: EventMask
     var maxPacket: UInt32
@@ -75,7 +76,14 @@ enum RequestDecoder {
     }
     let request: Request
     switch UInt32(load(bytes, 4, UInt16.self)) {
-    case HW_INIT: request = try initialize(bytes, descriptors)
+    case HW_INIT:
+      // Before anything else: what another version looks like is not known.
+      if bytes.byteCount >= 18, case let major = load(bytes, 16, UInt16.self),
+        UInt32(major) != HW_PROTOCOL_MAJOR
+      {
+        return .initializeOther(major: major)
+      }
+      request = try initialize(bytes, descriptors)
     case HW_REGISTER: request = try register(bytes, descriptors)
     case HW_FORGET: request = try forget(bytes, descriptors)
     case HW_INTEREST: request = try interest(bytes, descriptors)
@@ -103,7 +111,7 @@ enum RequestDecoder {
     let size = Int(load(bytes, 50, UInt16.self))
     try expect(bytes, fixed + (size + 7) & ~7, descriptors, size == 0 ? 1 : 0)
     let value = Request.Initialize(
-      major: load(bytes, 16, UInt16.self), options: load(bytes, 20, UInt32.self),
+      options: load(bytes, 20, UInt32.self),
       events: EventMask(rawValue: load(bytes, 24, UInt64.self)),
       maxPacket: load(bytes, 32, UInt32.self), queueLimit: load(bytes, 36, UInt32.self),
       maxDelayMicroseconds: load(bytes, 40, UInt32.self), echoPID: load(bytes, 44, UInt32.self),
