@@ -45,6 +45,29 @@ close_all(void *argument)
 	return 0;
 }
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define WITH_THREAD_SANITIZER
+#endif
+#endif
+
+static pid_t start_helper(struct helper *own, char *end_of_stack)
+{
+#ifdef WITH_THREAD_SANITIZER
+	/* Its clone() does what a fork needs in the child as well, in memory that
+	 * is shared here. The child is a copy then. */
+	(void)end_of_stack;
+	const pid_t pid = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, NULL,
+					 NULL, NULL, NULL);
+	if (pid == 0)
+		syscall(SYS_exit, close_all(own));
+	return pid;
+#else
+	return clone(close_all, end_of_stack, CLONE_VM | CLONE_FILES | SIGCHLD,
+		     own);
+#endif
+}
+
 int hw_close_elsewhere(const int *descriptors, unsigned int count)
 {
 	unsigned int place = 0;
@@ -62,8 +85,7 @@ int hw_close_elsewhere(const int *descriptors, unsigned int count)
 	struct helper *own = (struct helper *)memory;
 	own->count = count;
 	memcpy(own->descriptors, descriptors, count * sizeof descriptors[0]);
-	const int pid = checked(clone(close_all, memory + helper_memory,
-				      CLONE_VM | CLONE_FILES | SIGCHLD, own));
+	const int pid = checked(start_helper(own, memory + helper_memory));
 	if (pid < 0) {
 		munmap(memory, helper_memory);
 		return pid;

@@ -346,6 +346,7 @@ static void reconnect(struct hostwatch *h)
 	int r;
 
 	h->connect_at = 0;
+	h->refusal = 0; /* of an earlier attempt */
 	r = hwc_open_session(h);
 	if (r) {
 		/* To other calls the connection is lost as it was. */

@@ -450,6 +450,50 @@ static void refused(void)
 	fake_stop(&fake);
 }
 
+/* What an earlier attempt was refused for says nothing of one that finds no daemon. */
+static void once_refused_script(int fd, unsigned int connection, void *unused)
+{
+	struct packet packet;
+
+	(void)unused;
+	if (connection == 1) {
+		fake_refuse(fd, 1, fake_expect(fd, &packet, 1), -EACCES, "because");
+		fake_until_hang_up(fd);
+		return;
+	}
+	fake_grant(fd);
+	if (connection == 0)
+		return;
+	answer_register(fd, 4);
+	answer_sync(fd);
+	fake_until_hang_up(fd);
+}
+
+static void refused_and_away(void)
+{
+	struct server server = { .nodeid = 4 };
+	struct hostwatch_event event;
+	struct fake fake;
+	struct hostwatch *h;
+	char aside[120];
+
+	fake_start(&fake, 3, once_refused_script, NULL);
+	h = open_server(&fake, &server);
+	expect_next(h, HOSTWATCH_OUT_OF_STEP);
+	expect_next(h, HOSTWATCH_DISCONNECTED);
+	CHECK_INT(hostwatch_next(h, &event, 20000), -ENOTCONN);
+	snprintf(aside, sizeof(aside), "%s.away", fake.path);
+	CHECK_INT(rename(fake.path, aside), 0);
+	CHECK_INT(hostwatch_reconnect(h), 0);
+	CHECK_INT(hostwatch_next(h, &event, 300), 0);
+	CHECK_INT(rename(aside, fake.path), 0);
+	expect_next(h, HOSTWATCH_CONNECTED);
+	expect_next(h, HOSTWATCH_EVENT);
+	expect_next(h, HOSTWATCH_IN_STEP);
+	hostwatch_close(h);
+	fake_stop(&fake);
+}
+
 /* No socket for a while. */
 static void away(void)
 {
@@ -679,6 +723,7 @@ int main(int argc, char **argv)
 		TEST(lost_again),	TEST(failing_callback),
 		TEST(gap_in_tree),	TEST(daemon_shut_down),
 		TEST(root_gone),	TEST(refused),
+		TEST(refused_and_away),
 		TEST(away),		TEST(shutdown_wakes),
 		TEST(storm),
 	};

@@ -5,6 +5,7 @@ HOSTWATCHD names the binary; the default is the debug build.
 """
 
 import contextlib
+import errno
 import grp
 import json
 import os
@@ -591,6 +592,38 @@ class Mounts(SystemdTest):
         eventually(lambda: show("MainPID", self.unit) not in ("0", killed))
         eventually(lambda: show("ActiveState", self.unit) == "active")
         self.assertEqual(self.read(), "seen")
+
+    def test_hostwatchd_restarts_while_a_server_does_not_answer(self):
+        """A process of its control group waits in close(2) then, which no signal ends."""
+        self.configure()
+        systemctl("start", self.unit)
+        server = int(show("MainPID", self.unit))
+        client = hostwatch.Client(SOCKET)
+        self.addCleanup(client.close)
+        client.init(share=b"src")
+        before = self.pid()
+        # Before there is the file, which a child would have to close as well.
+        restart = subprocess.Popen(
+            ["sh", "-c", f"read line && exec systemctl restart {SERVICE}"], stdin=subprocess.PIPE)
+        self.addCleanup(restart.wait)
+        file = os.open(pathlib.Path(self.mount, "file"), os.O_RDWR)
+        children = pathlib.Path(f"/proc/{before}/task/{before}/children")
+        os.kill(server, signal.SIGSTOP)
+        try:
+            self.assertEqual(client.register([hostwatch.register_entry(10)], [file]),
+                             [-errno.EXDEV])
+            helper = eventually(lambda: children.read_text().split())[0]
+            # It would wait for DefaultTimeoutStopSec=, 10 s here, and once more.
+            restart.stdin.write(b"\n")
+            restart.stdin.close()
+            self.assertEqual(restart.wait(8), 0)
+            self.assertTrue(os.path.exists(f"/proc/{helper}"))
+            client.sync()
+        finally:
+            os.kill(server, signal.SIGCONT)
+        os.close(file)
+        self.assertNotEqual(self.pid(), before)
+        eventually(lambda: not os.path.exists(f"/proc/{helper}"))
 
     def test_without_its_file_it_says_so(self):
         self.config.unlink()

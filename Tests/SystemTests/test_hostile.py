@@ -5,6 +5,7 @@ daemon is afterwards what it was before."""
 import contextlib
 import errno
 import os
+import pathlib
 import random
 import re
 import resource
@@ -17,6 +18,7 @@ import sys
 import time
 
 import fusefs
+import runner
 import scratch
 from daemon import Daemon, DaemonTest, table, touch
 from histories import Watch, Writer, stop
@@ -183,6 +185,87 @@ class SlowToClose(DaemonTest):
         self.assertEqual(other.register([register_entry(12)], [good]), [0])
         os.close(good)
         os.close(fd)
+
+
+    def test_the_daemon_is_killed_meanwhile(self):
+        """The helper has its socket and lock still: the next one says so, and starts later."""
+        touch(self.path("f"))
+        mount = Mounted(self.share, self.daemon.socket)
+        self.addCleanup(mount.stop)
+        daemon = Daemon()
+        self.addCleanup(daemon.kill)
+        ours, theirs = socket.socketpair()
+        child = os.fork()
+        if child == 0:
+            # A file of a server that is stopped would keep each child of ours from its exec.
+            try:
+                ours.close()
+                client = daemon.session(self.share)
+                fd = os.open(os.path.join(mount.path, "f"), os.O_RDWR)
+                theirs.send(b"x")
+                theirs.recv(1)
+                client.register([register_entry(10)], [fd])
+            finally:
+                os._exit(0)
+        theirs.close()
+        with ours:
+            ours.recv(1)
+            mount.process.send_signal(signal.SIGSTOP)
+        try:
+            children = pathlib.Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
+            fusefs.wait_until(children.read_text, "a helper")
+            killed = daemon.pid
+            os.kill(killed, signal.SIGKILL)
+            daemon.wait()
+            daemon.spawn()
+            self.assertEqual(daemon.wait(), 69)
+            self.assertIn(f"hostwatchd (pid {killed}) was killed, but", daemon.log())
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
+            os.waitpid(child, 0)
+
+        def starts():
+            daemon.spawn()
+            with contextlib.suppress(AssertionError):
+                daemon.wait_notified("READY=1")
+                return True
+            return False
+
+        fusefs.wait_until(starts, "it starts")
+
+    def test_connections_that_end_meanwhile(self):
+        """They have descriptors in their queues, and no helper of their user's is free: the
+        daemon keeps no number for each."""
+        touch(self.path("f"))
+        mount = Mounted(self.share, self.daemon.socket)
+        self.addCleanup(mount.stop)
+        fd = os.open(os.path.join(mount.path, "f"), os.O_RDWR)
+        null = os.open("/dev/null", os.O_RDONLY)
+        self.addCleanup(os.close, null)
+        other = self.session()
+        other.sync()
+        clients = [self.session() for _ in range(4)]
+        before = len(self.daemon.descriptors())
+        mount.process.send_signal(signal.SIGSTOP)
+        try:
+            for number, client in enumerate(clients * 2):
+                client.register([register_entry(10)], [fd])
+                fusefs.wait_until(lambda: len(self.helpers()) == number + 1, "a helper more")
+            for _ in range(3000):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
+                    end.connect(self.daemon.socket)
+                    socket.send_fds(end, [b"x"], [null])
+            self.session().sync()  # it has seen them all
+            self.assertLess(len(self.daemon.descriptors()), before + 400)
+            self.assertEqual(len(self.helpers()), 8)
+            other.sync()
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
+        os.close(fd)
+        for client in clients:
+            client.close()
+        fusefs.wait_until(
+            lambda: not self.helpers() and len(self.daemon.descriptors()) < before, "all are closed")
 
 
 class SlowToRelease(DaemonTest):
@@ -363,6 +446,7 @@ class ManyConnections(DaemonTest):
     CONNECTIONS = 50
     REQUESTS = 400
 
+    @runner.attempts(3)  # it looks at the clients somewhat later than at the daemon
     def test_turns(self):
         os.chmod(self.share, 0o755)
         root = os.open(self.share, os.O_RDONLY | os.O_DIRECTORY)

@@ -11,7 +11,8 @@ import Glibc
 ///
 /// A helper that sleeps keeps its descriptors, and those that its session and its user
 /// send meanwhile are counted with them: `admits` says when a session's next ones have to
-/// wait. Who has none there waits last.
+/// wait. Who has none there waits last. Connections that end cannot be kept waiting: their
+/// sockets are put away in the queue of another socket, where they need no number.
 final class DescriptorCloser {
   /// Whose descriptors they are. A session that begins later has a larger number.
   struct Sender {
@@ -45,6 +46,8 @@ final class DescriptorCloser {
   private struct User {
     var helpers: [Helper] = []
     var waiting: [UInt64: [Int32]] = [:]
+    /// Pairs of sockets in whose queues there are others.
+    var lots: [Lot] = []
     /// The first session that did not exist when the user had too many; nil: it has not.
     var fullFrom: UInt64?
 
@@ -64,6 +67,20 @@ final class DescriptorCloser {
         && held < DescriptorCloser.descriptorsPerUser + DescriptorCloser.reservePerUser
     }
   }
+
+  private struct Lot {
+    let sending: Int32
+    let receiving: Int32
+  }
+
+  /// Where the sockets of connections that have ended wait, as if one session had sent them.
+  private static let ended = UInt64.max
+  /// So many of them are put away at once: what one packet carries.
+  private static let lotSize = Int(hw_descriptors_max)
+  private static let endedPerUser = 4096
+  /// Some user's ended connections are very many and cannot be put away: no other is to be
+  /// accepted, or they would leave no numbers.
+  private(set) var isFull = false
 
   private let loop: any EventLoop
   private let timer: any LoopTimer
@@ -90,7 +107,7 @@ final class DescriptorCloser {
     timer.cancel()
     for user in users.values {
       for helper in user.helpers { helper.pidfd?.source.cancel() }
-      for var numbers in user.waiting.values {
+      for var numbers in user.waiting.values + [Self.numbers(of: user.lots)] {
         while !numbers.isEmpty { _ = start(Self.takePart(of: &numbers)) }
       }
     }
@@ -109,17 +126,75 @@ final class DescriptorCloser {
       _ = Glibc.close(number)
       return false
     }
-    guard !slow.isEmpty else { return }
-    var user = users[sender.uid] ?? User()
-    user.waiting[sender.session, default: []] += slow
-    if user.fullFrom == nil && user.held >= Self.descriptorsPerUser {
-      user.fullFrom = nextSession()
+    if !slow.isEmpty { closeElsewhere(slow, of: sender) }
+  }
+
+  /// Closes a connection whose queue has descriptors that nobody has received: what releases
+  /// the last of a file may have to wait for a server.
+  func closeConnection(_ number: Int32, ofUser uid: UInt32) {
+    closeElsewhere([number], of: Sender(uid: uid, session: Self.ended))
+    putAway(&users[uid, default: User()])
+  }
+
+  private func closeElsewhere(_ numbers: [Int32], of sender: Sender) {
+    let waiting = Self.add(numbers, of: sender.session, to: &users[sender.uid, default: User()])
+    if let user = users[sender.uid], user.fullFrom == nil, user.held >= Self.descriptorsPerUser {
+      users[sender.uid]?.fullFrom = nextSession()
     }
-    users[sender.uid] = user
-    if user.waiting[sender.session, default: []].count >= Self.many { reap(sender.uid) }
+    if waiting >= Self.many { reap(sender.uid) }
     if users[sender.uid]?.waiting.isEmpty == false {
       arm(afterMicroseconds: Self.gatherMicroseconds)
     }
+  }
+
+  /// How many of that session wait then.
+  private static func add(_ numbers: [Int32], of session: UInt64, to user: inout User) -> Int {
+    user.waiting[session, default: []] += numbers
+    return user.waiting[session]?.count ?? 0
+  }
+
+  /// No helper is free for them. Who ends connections cannot be asked to wait, and a number
+  /// for each would in the end leave none for anybody.
+  private func putAway(_ user: inout User) {
+    while let waiting = user.waiting[Self.ended], waiting.count >= Self.lotSize {
+      let numbers = Array(waiting.suffix(Self.lotSize))
+      if !Self.send(numbers, to: user.lots.last) {
+        // Its queue is full. A kernel that does not let sockets be nested at will (before
+        // Linux 6.10) may refuse it for a new one, too.
+        guard let lot = Self.newLot() else { break }
+        guard Self.send(numbers, to: lot) else {
+          for number in Self.numbers(of: [lot]) { _ = Glibc.close(number) }
+          break
+        }
+        user.lots.append(lot)
+      }
+      // A copy is in the queue: this is not the last, and a socket asks nobody.
+      for number in numbers { _ = Glibc.close(number) }
+      user.waiting[Self.ended]?.removeLast(Self.lotSize)
+    }
+    if user.waiting[Self.ended, default: []].count >= Self.endedPerUser { isFull = true }
+  }
+
+  private static func newLot() -> Lot? {
+    var ends: [Int32] = [-1, -1]
+    // The array has two places.
+    let result = unsafe ends.withUnsafeMutableBufferPointer {
+      unsafe hw_socket_pair($0.baseAddress)
+    }
+    return result == 0 ? Lot(sending: ends[0], receiving: ends[1]) : nil
+  }
+
+  private static func send(_ numbers: [Int32], to lot: Lot?) -> Bool {
+    guard let lot else { return false }
+    // One byte, and as many descriptors as it says.
+    let result = unsafe numbers.withUnsafeBufferPointer {
+      unsafe hw_send_with_descriptors(lot.sending, "S", 1, $0.baseAddress, UInt32($0.count), 0)
+    }
+    return result == 0
+  }
+
+  private static func numbers(of lots: [Lot]) -> [Int32] {
+    lots.flatMap { [$0.sending, $0.receiving] }
   }
 
   /// Closes the daemon's own descriptors somewhat later: what is given here are copies,
@@ -166,13 +241,19 @@ final class DescriptorCloser {
     }
     let hasReleased = user.helpers.count < before
     let others = users.reduce(0) { $0 + ($1.key == uid ? 0 : $1.value.helpers.count) }
-    for session in user.waiting.keys.sorted() {
+    for session in Set(user.waiting.keys).union(user.lots.isEmpty ? [] : [Self.ended]).sorted() {
+      // Each user has one, whatever the others have.
       guard user.helpers.count < Self.helpersPerUser,
-        others + user.helpers.count < Self.helpersInAll
+        user.helpers.isEmpty || others + user.helpers.count < Self.helpersInAll
       else { break }
-      guard user.helpers.count(where: { $0.session == session }) < Self.helpersPerSession,
-        var rest = user.waiting[session]
+      guard user.helpers.count(where: { $0.session == session }) < Self.helpersPerSession
       else { continue }
+      var rest = user.waiting[session, default: []]
+      if session == Self.ended {
+        rest += Self.numbers(of: user.lots)
+        user.lots = []
+        user.waiting[session] = rest
+      }
       let numbers = Self.takePart(of: &rest)
       let pid = start(numbers)
       // There may be no process to be had now (EAGAIN, ENOMEM).
@@ -182,12 +263,19 @@ final class DescriptorCloser {
       user.waiting[session] = rest.isEmpty ? nil : rest
     }
     // Another's helper may have to end first, or one whose end nobody tells.
-    if !user.waiting.isEmpty || user.helpers.contains(where: { $0.pidfd == nil }) {
+    if !user.waiting.isEmpty || !user.lots.isEmpty
+      || user.helpers.contains(where: { $0.pidfd == nil })
+    {
       arm(afterMicroseconds: Self.retryMicroseconds)
     }
     let held = user.held
     if held < Self.descriptorsPerUser { user.fullFrom = nil }
-    users[uid] = held == 0 ? nil : user
+    users[uid] = held == 0 && user.lots.isEmpty ? nil : user
+    isFull =
+      isFull
+      && users.values.contains {
+        $0.waiting[Self.ended, default: []].count >= Self.endedPerUser
+      }
     return hasReleased
   }
 

@@ -110,6 +110,7 @@ public final class Hub {
     let deadline = Syscall.monotonicMicroseconds() + Self.microsecondsPerAccept
     for _ in 0..<Self.connectionsPerTurn {
       guard Syscall.monotonicMicroseconds() < deadline else { return }
+      guard !closer.isFull else { return pauseListeners() }
       let result = hw_accept(listener)
       if result == -EAGAIN { return }
       if result == -EINTR || result == -ECONNABORTED { continue }
@@ -138,15 +139,14 @@ public final class Hub {
     do throws(SystemError) {
       peer = try Self.peer(of: accepted.rawValue)
     } catch {
-      closer.close([accepted.take()], of: .init(uid: .max, session: 0))
+      closer.closeConnection(accepted.take(), ofUser: .max)
       return report(
         Diagnostic(
           .sessionRefused, .warning,
           "A connection was closed, since it is not known whose it is: \(error).",
           errno: error.code))
     }
-    let socket = ClientSocket(
-      accepted, closer: closer, sender: .init(uid: peer.uid, session: nextSession))
+    let socket = ClientSocket(accepted, closer: closer, uid: peer.uid)
     // Nobody is there for an answer; and whoever connects and leaves again and again must
     // not keep others waiting behind that.
     guard !Syscall.hasHungUp(socket.rawValue) else { return }
@@ -259,15 +259,21 @@ public final class Hub {
   // MARK: Turns
 
   /// Whether others of the session's user wait for their turn.
-  func mustWait(_ session: Session) -> Bool { turns.isWaiting(userOf: session) }
+  func mustWait(_ session: Session) -> Bool { turns.mustWait(session.turnTaker) }
+
+  /// The session's requests have taken so long.
+  func charge(_ session: Session, microseconds: UInt64) {
+    turns.charge(session.turnTaker, microseconds: microseconds)
+  }
 
   /// The session gets another turn when it is its user's.
   func queueTurn(_ session: Session) {
     if turns.isEmpty { turnTimer?.arm(afterMicroseconds: 0) }
-    turns.add(session)
+    turns.add(session.id, of: session.turnTaker)
   }
 
   private func giveTurn() {
+    turns.beginRound()
     while let id = turns.next() {
       guard let session = sessions[id] else { continue }
       session.takeTurn()
@@ -349,6 +355,7 @@ public final class Hub {
     listeners = []
     for filesystem in Array(filesystems.values) { filesystem.finish() }
     for session in Array(sessions.values) {
+      session.socket.isHandedOver = false  // where that was tried, it failed
       if session.isAttached {
         session.detach(UInt32(HW_DETACHED_SHUTDOWN))
       } else {

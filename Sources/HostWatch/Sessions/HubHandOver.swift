@@ -167,8 +167,7 @@ extension Hub {
     -> Session?
   {
     guard let taken = descriptors.take(value.socket) else { return nil }
-    let socket = ClientSocket(
-      taken, closer: closer, sender: .init(uid: value.uid, session: value.id))
+    let socket = ClientSocket(taken, closer: closer, uid: value.uid)
     let peer: PeerIdentity
     do throws(SystemError) {
       peer = try Self.peer(of: socket.rawValue)

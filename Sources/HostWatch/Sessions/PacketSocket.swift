@@ -79,14 +79,12 @@ import Glibc
 final class ClientSocket {
   let rawValue: Int32
   private let closer: DescriptorCloser
-  private let sender: DescriptorCloser.Sender
+  private let uid: UInt32
 
-  init(
-    _ socket: consuming OwnedDescriptor, closer: DescriptorCloser, sender: DescriptorCloser.Sender
-  ) {
+  init(_ socket: consuming OwnedDescriptor, closer: DescriptorCloser, uid: UInt32) {
     rawValue = socket.take()
     self.closer = closer
-    self.sender = sender
+    self.uid = uid
   }
 
   /// Another process has it, too, and goes on.
@@ -102,7 +100,7 @@ final class ClientSocket {
     if descriptors == 0 {
       _ = close(rawValue)
     } else {
-      closer.close([rawValue], of: sender)
+      closer.closeConnection(rawValue, ofUser: uid)
     }
   }
 

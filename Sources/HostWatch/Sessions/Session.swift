@@ -107,7 +107,6 @@ import Glibc
 
   /// What one turn may take, so that others have theirs: packets, and microseconds.
   private static let packetsPerTurn = 32
-  private static let microsecondsPerTurn: UInt64 = 1000
   private static let earlyLimit = 1
   /// How long a request waits for the peer's descriptors to be closed.
   private static let crowdedPatience: UInt64 = 3_000_000
@@ -144,7 +143,9 @@ import Glibc
 
   private func receive() {
     let sender = DescriptorCloser.Sender(uid: peer.uid, session: id)
-    let deadline = Syscall.monotonicMicroseconds() + Self.microsecondsPerTurn
+    let began = Syscall.monotonicMicroseconds()
+    let deadline = began + Turns.microseconds
+    defer { hub.charge(self, microseconds: Syscall.monotonicMicroseconds() - began) }
     for count in 1... {
       guard !isEnded, !isClosing, canReply, isAdmitted(sender) else { break }
       guard count <= Self.packetsPerTurn,

@@ -1,25 +1,47 @@
 /// Whose requests come next when there are more than one turn of the loop takes.
 ///
 /// In: sessions that have used up a turn and may have more to ask, and those of users who
-/// have such sessions. Out: one of them at a time: the users one after the other, and of each
-/// user the session that has waited longest. So what a user's requests cost others does not
-/// grow with the connections they come by. Uid 0's sessions count as a user each.
+/// have such sessions, or whose sessions together have taken as long as a turn. Out: one of
+/// them at a time: the users one after the other, and of each user the session that has waited
+/// longest. So what a user's requests cost others does not grow with the connections they come
+/// by. Uid 0's sessions count as a user each.
 struct Turns {
-  private var waiting: [UInt64: [UInt64]] = [:]
-  private var users: [UInt64] = []
+  /// How long a turn may take.
+  static let microseconds: UInt64 = 1000
+
+  enum User: Hashable {
+    case uid(UInt32)
+    case privileged(session: UInt64)
+  }
+
+  private var waiting: [User: [UInt64]] = [:]
+  private var users: [User] = []
+  /// What each user's sessions have taken since the last round began.
+  private var taken: [User: UInt64] = [:]
 
   var isEmpty: Bool { users.isEmpty }
 
-  /// Whether the session has to wait, since others of its user do.
-  func isWaiting(userOf session: Session) -> Bool { waiting[Self.user(of: session)] != nil }
-
-  mutating func add(_ session: Session) {
-    let user = Self.user(of: session)
-    if waiting[user] == nil { users.append(user) }
-    waiting[user, default: []].append(session.id)
+  /// Whether a session of the user has to wait, since others of theirs do or have had the time.
+  func mustWait(_ user: User) -> Bool {
+    waiting[user] != nil || taken[user, default: 0] >= Self.microseconds
   }
 
-  /// The id of the session whose turn it is; it may have ended.
+  /// Requests of the user's have been worked on for so long.
+  mutating func charge(_ user: User, microseconds: UInt64) {
+    // Those who are known by a session alone end, and no round may begin for long.
+    if taken.count > 256 { taken.removeAll(keepingCapacity: true) }
+    taken[user, default: 0] += microseconds
+  }
+
+  mutating func add(_ session: UInt64, of user: User) {
+    if waiting[user] == nil { users.append(user) }
+    waiting[user, default: []].append(session)
+  }
+
+  /// All who need not wait have been served since the last one.
+  mutating func beginRound() { taken.removeAll(keepingCapacity: true) }
+
+  /// The session whose turn it is; it may have ended.
   mutating func next() -> UInt64? {
     guard let user = users.first, let session = waiting[user]?.removeFirst() else { return nil }
     users.removeFirst()
@@ -30,9 +52,9 @@ struct Turns {
     }
     return session
   }
+}
 
-  private static func user(of session: Session) -> UInt64 {
-    // Uids have 32 bits.
-    session.isPrivileged ? session.id | 1 << 63 : UInt64(session.peer.uid)
-  }
+extension Session {
+  /// Whose turns its requests take.
+  var turnTaker: Turns.User { isPrivileged ? .privileged(session: id) : .uid(peer.uid) }
 }

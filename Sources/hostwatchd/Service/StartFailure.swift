@@ -1,4 +1,5 @@
 import CFanotify
+import Glibc
 import HostWatch
 
 /// Why the daemon does not start, and the exit code that says so.
@@ -31,6 +32,12 @@ struct StartFailure: Error {
   }
 
   static func alreadyServed(_ path: String, by pid: Int32?) -> StartFailure {
+    if let pid, kill(pid, 0) != 0, errno == ESRCH {
+      return StartFailure(
+        .unavailable,
+        "hostwatchd (pid \(pid)) was killed, but a process of it holds \(path) still, as it closes a file whose FUSE server does not answer; end that server or unmount what it serves"
+      )
+    }
     // What connect(2) tells is who listens: for a socket unit that is pid 1.
     let who =
       pid.map { $0 == 1 ? " (pid 1: a socket of the service manager)" : " (pid \($0))" } ?? ""
