@@ -59,6 +59,7 @@ ERRNOS = {
     "openat": ("EMFILE", "ENOMEM", "EIO", "EINTR"),
     "pidfd_open": ("EMFILE", "ENOMEM"),
     "prctl": ("EPERM",),
+    "poll": ("EINTR", "ENOMEM"),
     "pread64": ("EIO", "EINTR"),
     "prlimit64": ("EPERM",),
     "pwrite64": ("ENOSPC", "EIO"),
@@ -83,8 +84,8 @@ ERRNOS = {
 
 # What has no failure that the daemon could meet: the kernel has none to give, or what it says
 # changes nothing. Every other call that the daemon makes has to be in ERRNOS.
-CANNOT_FAIL = ("brk", "close", "exit_group", "futex", "getegid", "geteuid", "getgid", "getpid", "getuid",
-               "munmap", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "umask")
+CANNOT_FAIL = ("brk", "close", "exit_group", "futex", "getegid", "geteuid", "getgid", "getpid", "getppid",
+               "getuid", "munmap", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "umask")
 
 # What malloc(3) cannot get ends a Swift program by a signal.
 MEMORY = ("mmap", "brk", "mremap")

@@ -197,10 +197,11 @@ enum Syscall {
     return UInt32(String(decoding: text, as: UTF8.self).prefix { $0.isNumber }) ?? 0
   }
 
-  /// Whether poll(2) says so at once: of a pidfd, that its process has ended.
+  /// Whether poll(2) says so at once: of a pidfd, that its process has ended. Where it cannot
+  /// tell (EINTR, ENOMEM) it may be: who reads then finds nothing.
   static func isReadable(_ descriptor: Int32) -> Bool {
     var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
-    return unsafe poll(&entry, 1, 0) > 0
+    return unsafe poll(&entry, 1, 0) != 0
   }
 
   /// Whether a socket's peer has closed it.
