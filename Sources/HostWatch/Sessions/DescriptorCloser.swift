@@ -133,7 +133,9 @@ final class DescriptorCloser {
   /// the last of a file may have to wait for a server.
   func closeConnection(_ number: Int32, ofUser uid: UInt32) {
     closeElsewhere([number], of: Sender(uid: uid, session: Self.ended))
-    putAway(&users[uid, default: User()])
+    guard var user = users.removeValue(forKey: uid) else { return }
+    putAway(&user)
+    users[uid] = user
   }
 
   private func closeElsewhere(_ numbers: [Int32], of sender: Sender) {
@@ -159,8 +161,8 @@ final class DescriptorCloser {
     while let waiting = user.waiting[Self.ended], waiting.count >= Self.lotSize {
       let numbers = Array(waiting.suffix(Self.lotSize))
       if !Self.send(numbers, to: user.lots.last) {
-        // Its queue is full. A kernel that does not let sockets be nested at will (before
-        // Linux 6.10) may refuse it for a new one, too.
+        // Its queue is full. Older kernels bound how deep sockets may be nested, and may refuse
+        // it for a new one, too.
         guard let lot = Self.newLot() else { break }
         guard Self.send(numbers, to: lot) else {
           for number in Self.numbers(of: [lot]) { _ = Glibc.close(number) }
