@@ -17,6 +17,8 @@ struct Settling: Sendable {
     var at: UInt64
     /// Whether it differed when it was looked at before.
     var differed = false
+    /// How often it could not be told.
+    var failures = 0
   }
 
   private var notes: [Place: Note] = [:]
@@ -32,8 +34,8 @@ struct Settling: Sendable {
     head < order.count ? order[head].at + Self.quietNanoseconds : nil
   }
 
-  mutating func note(_ place: Place, told: NodeID?, now: UInt64, differed: Bool = false) {
-    notes[place] = Note(told: told, at: now, differed: differed)
+  mutating func note(_ place: Place, told: NodeID?, now: UInt64) {
+    notes[place] = Note(told: told, at: now)
     order.append((place, now))
   }
 
@@ -63,7 +65,9 @@ struct Settling: Sendable {
   /// meanwhile.
   mutating func putBack(_ place: Place, _ note: Note, now: UInt64) {
     guard notes[place] == nil else { return }
-    self.note(place, told: note.told, now: now, differed: note.differed)
+    self.note(place, told: note.told, now: now)
+    notes[place]?.differed = note.differed
+    notes[place]?.failures = note.failures
   }
 }
 
@@ -114,17 +118,46 @@ extension Worker {
       let now = monotonicNanoseconds()
       return engine.settling.withLock { $0.putBack(place, note, now: now) }
     }
+    var note = note
+    var outcome = Outcome.done
     if let told = note.told {
       do throws(SystemError) {
-        try tellGone(place, told)
+        outcome = try tellGone(place, told)
       } catch {
         return notSeen(place, note, error)
       }
+      if outcome == .done { note.told = nil }
     }
-    engine.count(\.settled)
-    if let found { _ = ghostCreate(place, found) }
+    if outcome == .done, let found {
+      outcome = tellHere(place, found)
+      if outcome == .done { note.told = found }
+    }
     if mount.entry(place) != found { invalidate(place, found) }
-    engine.announce(place, found)
+    if outcome == .done {
+      engine.count(\.settled)
+      (note.differed, note.failures) = (false, 0)
+    } else {
+      note.failures += 1
+      guard note.failures < Self.maxFailures else {
+        book(outcome, "settling", place, found)
+        return
+      }
+    }
+    // What a client has done to the name meanwhile is noted already, and later.
+    let now = monotonicNanoseconds()
+    engine.settling.withLock { $0.putBack(place, note, now: now) }
+  }
+
+  /// So often is tried to tell what has become of a name.
+  private static var maxFailures: Int { 100 }
+
+  /// CREATE of a name that watchers have not been told of. A client may have looked it up: the
+  /// kernel has it then, and would not make it.
+  private func tellHere(_ place: Place, _ node: NodeID) -> Outcome {
+    let outcome = ghostCreate(place, node)
+    guard outcome == .failed(EEXIST) else { return outcome }
+    invalidate(place, nil)
+    return ghostCreate(place, node)
   }
 
   /// What is there is not known: to be looked at again.
@@ -136,17 +169,17 @@ extension Worker {
   }
 
   /// DELETE of a name, and of the object only if that is gone as well.
-  private func tellGone(_ place: Place, _ told: NodeID) throws(SystemError) {
+  private func tellGone(_ place: Place, _ told: NodeID) throws(SystemError) -> Outcome {
     let present = mount.entry(place)
     let isGone = try mount.status(of: told)?.links ?? 0 == 0
     if isGone, present == nil || present == told, mount.retain(told) {
-      _ = ghostRemove(place, told)
-      return mount.release(told)
+      defer { mount.release(told) }
+      return ghostRemove(place, told)
     }
     if present != nil { mount.invalidateEntry(place) }
     let phantom = mount.makePhantom(kind: mount.kind(of: told) ?? S_IFREG)
-    _ = ghostRemove(place, phantom)
-    mount.release(phantom)
+    defer { mount.release(phantom) }
+    return ghostRemove(place, phantom)
   }
 
   /// What ended by the server's own closing has no record.

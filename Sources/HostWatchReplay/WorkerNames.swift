@@ -69,8 +69,9 @@ extension Worker {
       })
     {
       let outcome = perform(ticket, request(REPLAY_LINK, place, object: child))
-      // The kernel has no dentry to link; then nobody watches it either.
-      if outcome != .failed(ESTALE) { return outcome }
+      // The kernel has no dentry to link; then nobody watches it either. Or it takes the object
+      // for dead (vfs_link), as a client's unlink was answered before it knew of another name.
+      if outcome != .failed(ESTALE), outcome != .failed(ENOENT) { return outcome }
     }
     var request = request(REPLAY_CREATE, place, object: child)
     request.mode = kind | 0o600

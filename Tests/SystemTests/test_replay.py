@@ -15,6 +15,7 @@ import urllib.request
 
 import daemon
 import fusefs
+import runner
 import scratch
 import test_load
 from streams import Inotify, mask_text
@@ -147,6 +148,46 @@ class ReplayTest(MountedTest):
         self.told(here, [])
         self.told(there, [])
         self.assertEqual(os.listdir(other.path), [])
+
+    @runner.attempts(1)
+    def test_names_that_are_looked_up_all_the_time(self):
+        """A client's lookup may come before the event: the kernel has the name then, and
+        watchers have still to be told."""
+        os.mkdir(os.path.join(self.source, "d"))
+        mount = self.mounted()
+        here, there = os.path.join(mount.path, "d"), os.path.join(self.source, "d")
+        names = [f"n{number}" for number in range(16)]
+        inotify = Inotify()
+        self.addCleanup(inotify.close)
+        inotify.watch(here, "d")
+        look = ("import os, sys\nwhile True:\n    for n in range(16):\n"
+                "        try: os.lstat(f'{sys.argv[1]}/n{n}')\n        except OSError: pass\n")
+        for _ in "ab":
+            program = subprocess.Popen([sys.executable, "-I", "-S", "-c", look, here])
+            self.addCleanup(program.wait)
+            self.addCleanup(program.kill)
+        told = set()
+
+        def read():
+            for _, mask, _, name in inotify.read():
+                if mask & 0x100:
+                    told.add(os.fsdecode(name))
+                elif mask & 0x200:
+                    told.discard(os.fsdecode(name))
+            return told
+
+        for number in range(400):
+            path = os.path.join(there, names[number * 7 % 16])
+            if os.path.exists(path):
+                os.unlink(path)
+            else:
+                daemon.touch(path)
+            if number % 16 == 0:
+                time.sleep(0.02)  # as others would use the names
+            read()
+        listed = set(os.listdir(there))
+        self.assertTrue(listed)
+        fusefs.wait_until(lambda: read() == listed, "watchers know what there is", 20)
 
     def test_read_only(self):
         mount = self.mounted("allow_other,ro")
