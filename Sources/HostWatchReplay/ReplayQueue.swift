@@ -30,6 +30,9 @@ struct ReplayQueue: Sendable {
   /// Directories that the mount's own users have removed: the replayer may have them open.
   var removed: [NodeID] = []
 
+  /// Something is to be done that goes before settling.
+  var hasWork: Bool { count > 0 || isClosed || !removed.isEmpty || replayerEnded != nil }
+
   mutating func append(_ record: Record, arrived: UInt64) {
     let number = base + UInt64(items.count)
     items.append(Item(record: record, arrived: arrived))

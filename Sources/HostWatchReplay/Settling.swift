@@ -83,7 +83,7 @@ extension Worker {
       $0.takeQuiet(now: monotonicNanoseconds())
     }) {
       if mount.isKnown(place.directory) { settle(place, note) }
-      if engine.queue.withLock({ $0.count > 0 }) { return }
+      if engine.queue.withLock({ $0.hasWork }) { return }
     }
     releaseWhatEnded()
   }

@@ -120,14 +120,18 @@ final class Worker {
 
   // MARK: The replayer
 
+  private var isClosed: Bool { engine.queue.withLock { $0.isClosed } }
+
   private func startIfNeeded() {
-    guard replayer == nil, monotonicNanoseconds() >= nextStart else { return }
+    guard replayer == nil, monotonicNanoseconds() >= nextStart, !isClosed else { return }
     nextStart = monotonicNanoseconds() + Self.restartPauseNanoseconds
     do throws(SystemError) {
       let started = try Replayer(mount: mountDescriptor)
       let pid = started.pid
       replayer = consume started
       engine.replayerPID.store(Int(pid), ordering: .releasing)
+      // `stop` has looked for one before: nobody answers it any more.
+      if isClosed { return dismiss() }
       if hasStarted { engine.count(\.restarts) }
       hasStarted = true
       held = [:]

@@ -96,36 +96,17 @@ final class Server: Sendable {
     return Found(node: node, descriptor: descriptor, status: status, stamp: stamp)
   }
 
-  /// Registers what is not registered yet: directories first, with an answer.
-  /// What is refused is never cached.
+  /// Registers what is not registered yet.
   func register(_ found: [Found]) {
     guard let daemon else { return }
-    var directories: [Daemon.Registration] = []
-    var others: [Daemon.Registration] = []
-    for one in found where one.node.following == .pending {
-      let registration = Daemon.Registration(
-        descriptor: one.descriptor, node: one.node.id, since: one.status.st_ctim)
-      if one.node.isDirectory {
-        directories.append(registration)
-      } else {
-        others.append(registration)
-      }
-    }
-    // First, as the follower's thread may be told of a refusal at once.
-    for one in others { view.setFollowing(one.node, .yes) }
-    if !daemon.registerLater(others) {
-      for one in others { view.setFollowing(one.node, .pending) }
-    }
-    for (status, one) in zip(daemon.register(directories), directories) {
-      switch status {
-      case 0: view.setFollowing(one.node, .yes)
-      // Whoever gets the connection back registers what is in the view.
-      case -ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM: break
-      default:
-        view.setFollowing(one.node, .refused(-status))
-        if status == -EMFILE { misplaced.addRefused(one.node) }
-      }
-    }
+    Registrar(view: view, daemon: daemon, misplaced: misplaced).register(
+      found.filter { $0.node.following == .pending }.map { one in
+        (
+          one.node,
+          Daemon.Registration(
+            descriptor: one.descriptor, node: one.node.id, since: one.status.st_ctim)
+        )
+      })
   }
 
   /// What the kernel is told. `takesAttributes`: the kernel takes attributes of

@@ -24,13 +24,13 @@ struct Serving {
     let daemon = try connect(backing)
     let statistics = Statistics()
     let view = View(root: backing.root, timeout: timeout, hasDaemon: daemon != nil)
+    let misplaced = Misplaced()
     let replay = daemon.flatMap { daemon in
       options.events == .replay
         ? Replay(
-          view, backing, daemon, statistics, log, mountPoint: mountPath,
+          view, backing, daemon, misplaced, statistics, log, mountPoint: mountPath,
           isReadOnly: options.isReadOnly) : nil
     }
-    let misplaced = Misplaced()
     let settings = Server.Settings(
       isReadOnly: options.isReadOnly, isDirectIO: options.isDirectIO,
       becomesCaller: geteuid() == 0, keepsPages: timeout > 0)

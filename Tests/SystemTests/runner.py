@@ -182,9 +182,11 @@ def run_beside(jobs, parts, words):
     for worker in workers:
         try:
             output = worker.communicate()[0]
-        except KeyboardInterrupt:  # They have had it, too, and clean up.
+        except KeyboardInterrupt:
             for other in workers:
-                other.wait()
+                other.send_signal(signal.SIGINT)
+            for other in workers:
+                other.wait()  # they clean up
             raise
         if worker.returncode != 0:
             total["broken"].append(f"a runner that ended with status {worker.returncode}")

@@ -233,40 +233,6 @@ class SlowToClose(DaemonTest):
 
         fusefs.wait_until(starts, "it starts")
 
-    def test_connections_that_end_meanwhile(self):
-        """They have descriptors in their queues, and no helper of their user's is free: the
-        daemon keeps no number for each."""
-        touch(self.path("f"))
-        mount = Mounted(self.share, self.daemon.socket)
-        self.addCleanup(mount.stop)
-        fd = os.open(os.path.join(mount.path, "f"), os.O_RDWR)
-        null = os.open("/dev/null", os.O_RDONLY)
-        self.addCleanup(os.close, null)
-        other = self.session()
-        other.sync()
-        clients = [self.session() for _ in range(4)]
-        before = len(self.daemon.descriptors())
-        mount.process.send_signal(signal.SIGSTOP)
-        try:
-            for number, client in enumerate(clients * 2):
-                client.register([register_entry(10)], [fd])
-                fusefs.wait_until(lambda: len(self.helpers()) == number + 1, "a helper more")
-            for _ in range(3000):
-                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
-                    end.connect(self.daemon.socket)
-                    socket.send_fds(end, [b"x"], [null])
-            self.session().sync()  # it has seen them all
-            self.assertLess(len(self.daemon.descriptors()), before + 400)
-            self.assertEqual(len(self.helpers()), 8)
-            other.sync()
-        finally:
-            mount.process.send_signal(signal.SIGCONT)
-        os.close(fd)
-        for client in clients:
-            client.close()
-        fusefs.wait_until(
-            lambda: not self.helpers() and len(self.daemon.descriptors()) < before, "all are closed")
-
 
 class SlowToRelease(DaemonTest):
     """The last close of a file on FUSE writes back what the kernel has cached of it: also of
@@ -318,6 +284,64 @@ class SlowToRelease(DaemonTest):
         finally:
             server.send_signal(signal.SIGCONT)
         os.close(kept)
+
+    def test_connections_that_end_meanwhile(self):
+        """They have descriptors in their queues, and their user's helpers wait for a server:
+        the daemon keeps no number for each."""
+        server, where = self.cached()
+        null = os.open("/dev/null", os.O_RDONLY)
+        self.addCleanup(os.close, null)
+        other = self.session()
+        other.sync()
+        before = len(self.daemon.descriptors())
+
+        def connect_and_leave(fd):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
+                end.connect(self.daemon.socket)
+                socket.send_fds(end, [b"x"], [fd])
+
+        def seen():
+            """The daemon has accepted all of them."""
+            with self.daemon.connect() as client:
+                client.status()
+
+        kept = []
+        stop(self.daemon)
+        try:
+            # The two files are far enough from each other for a helper each.
+            for name, more in (("a", 1000), ("b", 2000)):
+                touch(self.path(name))
+                sent, last = (os.open(os.path.join(where, name), os.O_RDWR) for _ in "ab")
+                connect_and_leave(sent)
+                os.close(sent)
+                os.write(last, b"x" * 65536)  # what the last close of `sent` writes back
+                kept.append(last)
+                for _ in range(more):
+                    connect_and_leave(null)
+            server.send_signal(signal.SIGSTOP)
+        finally:
+            self.daemon.signal(signal.SIGCONT)
+        try:
+            seen()
+            self.helpers(2)
+            self.assertLess(len(self.daemon.descriptors()), before + 600)
+            for _ in range(1000):
+                connect_and_leave(null)
+            seen()
+            self.assertLess(len(self.daemon.descriptors()), before + 600)
+            self.helpers(2)
+            other.sync()
+        finally:
+            server.send_signal(signal.SIGCONT)
+        for fd in kept:
+            os.close(fd)
+        self.helpers(0)
+        fusefs.wait_until(lambda: len(self.daemon.descriptors()) == before, "all are closed")
+
+    def helpers(self, count):
+        """Waits until so many processes close for the daemon."""
+        children = pathlib.Path(f"/proc/{self.daemon.pid}/task/{self.daemon.pid}/children")
+        fusefs.wait_until(lambda: len(children.read_text().split()) == count, f"{count} helpers")
 
 
 class Unmounted(DaemonTest):

@@ -109,14 +109,16 @@ extension HostWatchClient {
     /// No moment: nothing is compared with it.
     public static let none = Moment(seconds: 0, nanoseconds: 0)
 
-    /// The present, such that every change from now on has a later ctime:
-    /// CLOCK_REALTIME_COARSE, which stamps inodes, less one nanosecond.
+    /// The present, such that every change that is not complete yet has a later ctime:
+    /// CLOCK_REALTIME_COARSE, which stamps inodes, less 10 ms, since a system call may set
+    /// the ctime some time before it is done.
     public static func now() -> Moment {
       var now = timespec()
       _ = unsafe clock_gettime(CLOCK_REALTIME_COARSE, &now)
-      return now.tv_nsec > 0
-        ? Moment(seconds: Int64(now.tv_sec), nanoseconds: UInt32(now.tv_nsec - 1))
-        : Moment(seconds: Int64(now.tv_sec) - 1, nanoseconds: 999_999_999)
+      let (seconds, nanoseconds) = (Int64(now.tv_sec), UInt32(now.tv_nsec))
+      return nanoseconds >= 10_000_000
+        ? Moment(seconds: seconds, nanoseconds: nanoseconds - 10_000_000)
+        : Moment(seconds: seconds - 1, nanoseconds: nanoseconds + 990_000_000)
     }
   }
 }

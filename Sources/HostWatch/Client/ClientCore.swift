@@ -191,7 +191,7 @@ final class ClientCore: Sendable {
       guard state.connection === connection else { return (false, false) }
       var pending = Pending(type: request.type, continuation: continuation)
       if case .sync = request {
-        pending.moment = state.step.isJoined ? .presentLessTick() : joining
+        pending.moment = state.step.isJoined ? .now() : joining
         pending.joins = joining != nil
       }
       state.pending[unique] = pending

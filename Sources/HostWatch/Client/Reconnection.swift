@@ -60,17 +60,6 @@ extension HostWatchClient {
   }
 }
 
-extension HostWatchClient.Moment {
-  /// The present less one tick of the clock that stamps inodes, at its slowest
-  /// (HZ=100).
-  static func presentLessTick() -> Self {
-    let now = HostWatchClient.Moment.now()
-    return now.nanoseconds >= 10_000_000
-      ? Self(seconds: now.seconds, nanoseconds: now.nanoseconds - 10_000_000)
-      : Self(seconds: now.seconds - 1, nanoseconds: now.nanoseconds + 990_000_000)
-  }
-}
-
 /// What `ClientCore` knows about being in step. The marks have the stream's
 /// order: they are put into the buffer when that is received which they are
 /// about.
@@ -98,7 +87,7 @@ struct StepState: Sendable {
 
   /// A connection begins.
   mutating func begin(isFirst: Bool) {
-    if isFirst { since = .presentLessTick() }
+    if isFirst { since = .now() }
     (isJoined, isLost, hasEnded, wantsSync, sync) = (isFirst, false, false, false, nil)
   }
 }
@@ -161,7 +150,7 @@ extension ClientCore {
     }
     guard let client, let connection, let reconnection else { throw .disconnected }
     if isTree { return joined(connection) }
-    let moment = HostWatchClient.Moment.presentLessTick()
+    let moment = HostWatchClient.Moment.now()
     do {
       try await reconnection.register(client, since)
     } catch {
@@ -280,7 +269,7 @@ extension ClientCore {
   /// Sends a SYNC if the socket takes it at once: the reader must not wait.
   func sendOwnSync(_ connection: Client.Connection, _ epoch: UInt64) {
     let unique = connection.nextUnique()
-    let moment = HostWatchClient.Moment.presentLessTick()
+    let moment = HostWatchClient.Moment.now()
     let interval = UInt64(reconnection?.syncIntervalMilliseconds ?? 1000) * 1000
     let now = Syscall.monotonicMicroseconds()
     let isSent = connection.trySend(.sync, unique: unique)

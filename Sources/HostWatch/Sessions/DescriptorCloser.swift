@@ -46,8 +46,9 @@ final class DescriptorCloser {
   private struct User {
     var helpers: [Helper] = []
     var waiting: [UInt64: [Int32]] = [:]
-    /// Pairs of sockets in whose queues there are others.
+    /// Pairs of sockets in whose queues there are others, and how many.
     var lots: [Lot] = []
+    var putAway = 0
     /// The first session that did not exist when the user had too many; nil: it has not.
     var fullFrom: UInt64?
 
@@ -77,6 +78,9 @@ final class DescriptorCloser {
   private static let ended = UInt64.max
   /// So many of them are put away at once: what one packet carries.
   private static let lotSize = Int(hw_descriptors_max)
+  /// And so many at most: they count as root's descriptors in flight, and a process of root's
+  /// without capabilities may send none while there are more than its RLIMIT_NOFILE.
+  private static let putAwayPerUser = 16_384
   private static let endedPerUser = 4096
   /// Some user's ended connections are very many and cannot be put away: no other is to be
   /// accepted, or they would leave no numbers.
@@ -158,11 +162,12 @@ final class DescriptorCloser {
   /// No helper is free for them. Who ends connections cannot be asked to wait, and a number
   /// for each would in the end leave none for anybody.
   private func putAway(_ user: inout User) {
-    while let waiting = user.waiting[Self.ended], waiting.count >= Self.lotSize {
+    while let waiting = user.waiting[Self.ended], waiting.count >= Self.lotSize,
+      user.putAway < Self.putAwayPerUser
+    {
       let numbers = Array(waiting.suffix(Self.lotSize))
       if !Self.send(numbers, to: user.lots.last) {
-        // Its queue is full. Older kernels bound how deep sockets may be nested, and may refuse
-        // it for a new one, too.
+        // Its queue is full. For want of memory or of numbers a new one may not do either.
         guard let lot = Self.newLot() else { break }
         guard Self.send(numbers, to: lot) else {
           for number in Self.numbers(of: [lot]) { _ = Glibc.close(number) }
@@ -173,6 +178,7 @@ final class DescriptorCloser {
       // A copy is in the queue: this is not the last, and a socket asks nobody.
       for number in numbers { _ = Glibc.close(number) }
       user.waiting[Self.ended]?.removeLast(Self.lotSize)
+      user.putAway += Self.lotSize
     }
     if user.waiting[Self.ended, default: []].count >= Self.endedPerUser { isFull = true }
   }
@@ -244,16 +250,18 @@ final class DescriptorCloser {
     let hasReleased = user.helpers.count < before
     let others = users.reduce(0) { $0 + ($1.key == uid ? 0 : $1.value.helpers.count) }
     for session in Set(user.waiting.keys).union(user.lots.isEmpty ? [] : [Self.ended]).sorted() {
-      // Each user has one, whatever the others have.
-      guard user.helpers.count < Self.helpersPerUser,
+      // Each user has one, whatever the others have; and what sessions have sent that waits for
+      // ever does not keep connections from being closed.
+      let isEnded = session == Self.ended
+      guard isEnded || user.helpers.count < Self.helpersPerUser,
         user.helpers.isEmpty || others + user.helpers.count < Self.helpersInAll
-      else { break }
+      else { continue }
       guard user.helpers.count(where: { $0.session == session }) < Self.helpersPerSession
       else { continue }
       var rest = user.waiting[session, default: []]
-      if session == Self.ended {
+      if isEnded {
         rest += Self.numbers(of: user.lots)
-        user.lots = []
+        (user.lots, user.putAway) = ([], 0)
         user.waiting[session] = rest
       }
       let numbers = Self.takePart(of: &rest)
@@ -270,6 +278,7 @@ final class DescriptorCloser {
     {
       arm(afterMicroseconds: Self.retryMicroseconds)
     }
+    putAway(&user)
     let held = user.held
     if held < Self.descriptorsPerUser { user.fullFrom = nil }
     users[uid] = held == 0 && user.lots.isEmpty ? nil : user

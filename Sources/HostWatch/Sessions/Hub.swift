@@ -110,7 +110,14 @@ public final class Hub {
     let deadline = Syscall.monotonicMicroseconds() + Self.microsecondsPerAccept
     for _ in 0..<Self.connectionsPerTurn {
       guard Syscall.monotonicMicroseconds() < deadline else { return }
-      guard !closer.isFull else { return pauseListeners() }
+      guard !closer.isFull else {
+        pauseListeners()
+        return report(
+          Diagnostic(
+            .sessionRefused, .warning,
+            "No connection is accepted: thousands of a user's have ended with descriptors in them, and wait for FUSE servers that do not answer."
+          ))
+      }
       let result = hw_accept(listener)
       if result == -EAGAIN { return }
       if result == -EINTR || result == -ECONNABORTED { continue }

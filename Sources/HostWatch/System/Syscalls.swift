@@ -198,7 +198,7 @@ enum Syscall {
   }
 
   /// Whether poll(2) says so at once: of a pidfd, that its process has ended. Where it cannot
-  /// tell (EINTR, ENOMEM) it may be: who reads then finds nothing.
+  /// tell (EINTR, ENOMEM) it says yes: a read finds nothing then, and a process counts as ended.
   static func isReadable(_ descriptor: Int32) -> Bool {
     var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
     return unsafe poll(&entry, 1, 0) != 0

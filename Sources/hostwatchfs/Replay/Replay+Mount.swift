@@ -85,12 +85,7 @@ extension Replay: ReplayMount {
   private func register(_ node: View.Node, _ descriptor: Descriptor, _ status: stat) {
     let registration = Daemon.Registration(
       descriptor: descriptor, node: node.id, since: status.st_ctim)
-    if node.isDirectory {
-      let result = daemon.register([registration]).first ?? -ECONNRESET
-      if result == 0 { view.setFollowing(node.id, .yes) }
-    } else if daemon.registerLater([registration]) {
-      view.setFollowing(node.id, .yes)
-    }
+    Registrar(view: view, daemon: daemon, misplaced: misplaced).register([(node, registration)])
   }
 
   func makePhantom(kind: UInt32) -> NodeID { NodeID(view.hold(nil, type: kind).id) }

@@ -16,6 +16,7 @@ final class Replay: Applier, @unchecked Sendable {
   let view: View
   let backing: Backing
   let daemon: Daemon
+  let misplaced: Misplaced
   let statistics: Statistics
   let log: Log
   private let mountPoint: String
@@ -28,12 +29,13 @@ final class Replay: Applier, @unchecked Sendable {
   private let engineBox = Locked<ReplayEngine?>(nil)
 
   init(
-    _ view: View, _ backing: Backing, _ daemon: Daemon, _ statistics: Statistics, _ log: Log,
-    mountPoint: String, isReadOnly: Bool
+    _ view: View, _ backing: Backing, _ daemon: Daemon, _ misplaced: Misplaced,
+    _ statistics: Statistics, _ log: Log, mountPoint: String, isReadOnly: Bool
   ) {
     self.view = view
     self.backing = backing
     self.daemon = daemon
+    self.misplaced = misplaced
     self.statistics = statistics
     self.log = log
     self.mountPoint = mountPoint
