@@ -209,7 +209,7 @@ final class Reconciler {
     let isAwaited = awaited > closedRecords
     if barriers.isEmpty
       || isAwaited && counters.records >= awaited
-        && !barriers.contains { count($0.upTo) >= awaited }
+        && !barriers.contains(where: { count($0.upTo) >= awaited })
     {
       barriers.append((upTo: events.count, whenRead: events.count + remaining()))
     }
