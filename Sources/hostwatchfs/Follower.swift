@@ -160,18 +160,6 @@ import HostWatch
     return UInt64(time.tv_sec) * 1_000_000 + UInt64(time.tv_nsec) / 1000
   }
 
-  /// Nothing that changes from now on has an earlier ctime.
-  private static func recently() -> timespec {
-    var time = timespec()
-    _ = unsafe clock_gettime(CLOCK_REALTIME_COARSE, &time)
-    time.tv_nsec -= 10_000_000
-    if time.tv_nsec < 0 {
-      time.tv_sec -= 1
-      time.tv_nsec += 1_000_000_000
-    }
-    return time
-  }
-
   private func handle(_ event: hostwatch_event) {
     tellGone()
     switch unsafe hostwatch_kind(rawValue: event.kind) {
@@ -312,7 +300,9 @@ import HostWatch
     if unsafe unopened.nodes.isEmpty {
       log.warning(
         "hostwatchd has no free descriptors; what it cannot take is not cached until it can")
-      unsafe unopened.since = Self.recently()
+      let now = HostWatchClient.Moment.now()
+      unsafe unopened.since = timespec(
+        tv_sec: Int(now.seconds), tv_nsec: Int(now.nanoseconds))
       unsafe unopened.due = Self.now() + UInt64(Self.retryMilliseconds) * 1000
     }
     for node in nodes { postpone(node, Failure(EMFILE)) }

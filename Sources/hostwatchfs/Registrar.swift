@@ -11,9 +11,10 @@ struct Registrar: Sendable {
   let daemon: Daemon
   let misplaced: Misplaced
 
-  /// Directories are answered first: what happens below them must not be missed. The others
-  /// are told through their directory, too, and a refusal comes to the follower.
+  /// Waits for the answer for directories: nothing that happens in them is told by another. Files
+  /// are told through their directory, too; their refusal comes to the follower.
   func register(_ nodes: [(node: View.Node, registration: Daemon.Registration)]) {
+    guard !nodes.isEmpty else { return }
     later(nodes.filter { !$0.node.isDirectory }.map(\.registration))
     let directories = nodes.filter { $0.node.isDirectory }.map(\.registration)
     for (status, one) in zip(daemon.register(directories), directories) {

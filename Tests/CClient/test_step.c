@@ -469,6 +469,16 @@ static void once_refused_script(int fd, unsigned int connection, void *unused)
 	fake_until_hang_up(fd);
 }
 
+static void comes_back(struct fake *fake, const char *aside, struct hostwatch *h)
+{
+	CHECK_INT(rename(aside, fake->path), 0);
+	expect_next(h, HOSTWATCH_CONNECTED);
+	expect_next(h, HOSTWATCH_EVENT);
+	expect_next(h, HOSTWATCH_IN_STEP);
+	hostwatch_close(h);
+	fake_stop(fake);
+}
+
 static void refused_and_away(void)
 {
 	struct server server = { .nodeid = 4 };
@@ -486,12 +496,7 @@ static void refused_and_away(void)
 	CHECK_INT(rename(fake.path, aside), 0);
 	CHECK_INT(hostwatch_reconnect(h), 0);
 	CHECK_INT(hostwatch_next(h, &event, 300), 0);
-	CHECK_INT(rename(aside, fake.path), 0);
-	expect_next(h, HOSTWATCH_CONNECTED);
-	expect_next(h, HOSTWATCH_EVENT);
-	expect_next(h, HOSTWATCH_IN_STEP);
-	hostwatch_close(h);
-	fake_stop(&fake);
+	comes_back(&fake, aside, h);
 }
 
 /* No socket for a while. */
@@ -515,12 +520,7 @@ static void away(void)
 	start = now_ms();
 	CHECK_INT(hostwatch_next(h, &event, 200), 0);
 	CHECK(now_ms() - start >= 200);
-	CHECK_INT(rename(aside, fake.path), 0);
-	expect_next(h, HOSTWATCH_CONNECTED);
-	expect_next(h, HOSTWATCH_EVENT);
-	expect_next(h, HOSTWATCH_IN_STEP);
-	hostwatch_close(h);
-	fake_stop(&fake);
+	comes_back(&fake, aside, h);
 }
 
 /* Who waits for the daemon to come back is woken. */

@@ -219,7 +219,7 @@ class SlowToClose(DaemonTest):
             daemon.wait()
             daemon.spawn()
             self.assertEqual(daemon.wait(), 69)
-            self.assertIn(f"hostwatchd (pid {killed}) was killed, but", daemon.log())
+            self.assertIn(f"hostwatchd (pid {killed}) is gone, but", daemon.log())
         finally:
             mount.process.send_signal(signal.SIGCONT)
             os.waitpid(child, 0)

@@ -137,9 +137,6 @@ final class DescriptorCloser {
   /// the last of a file may have to wait for a server.
   func closeConnection(_ number: Int32, ofUser uid: UInt32) {
     closeElsewhere([number], of: Sender(uid: uid, session: Self.ended))
-    guard var user = users.removeValue(forKey: uid) else { return }
-    putAway(&user)
-    users[uid] = user
   }
 
   private func closeElsewhere(_ numbers: [Int32], of sender: Sender) {
@@ -161,15 +158,15 @@ final class DescriptorCloser {
 
   /// No helper is free for them. Who ends connections cannot be asked to wait, and a number
   /// for each would in the end leave none for anybody.
-  private func putAway(_ user: inout User) {
-    while let waiting = user.waiting[Self.ended], waiting.count >= Self.lotSize,
-      user.putAway < Self.putAwayPerUser
+  private static func putAway(_ user: inout User) {
+    while let waiting = user.waiting[ended], waiting.count >= lotSize,
+      user.putAway < putAwayPerUser
     {
-      let numbers = Array(waiting.suffix(Self.lotSize))
-      if !Self.send(numbers, to: user.lots.last) {
+      let numbers = Array(waiting.suffix(lotSize))
+      if !send(numbers, to: user.lots.last) {
         // Its queue is full. For want of memory or of numbers a new one may not do either.
-        guard let lot = Self.newLot() else { break }
-        guard Self.send(numbers, to: lot) else {
+        guard let lot = newLot() else { break }
+        guard send(numbers, to: lot) else {
           for number in Self.numbers(of: [lot]) { _ = Glibc.close(number) }
           break
         }
@@ -177,10 +174,9 @@ final class DescriptorCloser {
       }
       // A copy is in the queue: this is not the last, and a socket asks nobody.
       for number in numbers { _ = Glibc.close(number) }
-      user.waiting[Self.ended]?.removeLast(Self.lotSize)
-      user.putAway += Self.lotSize
+      user.waiting[ended]?.removeLast(lotSize)
+      user.putAway += lotSize
     }
-    if user.waiting[Self.ended, default: []].count >= Self.endedPerUser { isFull = true }
   }
 
   private static func newLot() -> Lot? {
@@ -278,15 +274,13 @@ final class DescriptorCloser {
     {
       arm(afterMicroseconds: Self.retryMicroseconds)
     }
-    putAway(&user)
+    Self.putAway(&user)
     let held = user.held
     if held < Self.descriptorsPerUser { user.fullFrom = nil }
     users[uid] = held == 0 && user.lots.isEmpty ? nil : user
-    isFull =
-      isFull
-      && users.values.contains {
-        $0.waiting[Self.ended, default: []].count >= Self.endedPerUser
-      }
+    isFull = users.values.contains { user in
+      user.waiting[Self.ended, default: []].count >= Self.endedPerUser
+    }
     return hasReleased
   }
 

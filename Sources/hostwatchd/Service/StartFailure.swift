@@ -35,7 +35,7 @@ struct StartFailure: Error {
     if let pid, kill(pid, 0) != 0, errno == ESRCH {
       return StartFailure(
         .unavailable,
-        "hostwatchd (pid \(pid)) was killed, but a process of it holds \(path) still, as it closes a file whose FUSE server does not answer; end that server or unmount what it serves"
+        "hostwatchd (pid \(pid)) is gone, but \(path) is held still: a process of it closes a file whose FUSE server does not answer (end that server or unmount what it serves), or it runs in another pid namespace"
       )
     }
     // What connect(2) tells is who listens: for a socket unit that is pid 1.
