@@ -129,10 +129,11 @@ extension Worker {
       if outcome == .done { note.told = nil }
     }
     if outcome == .done, let found {
-      outcome = tellHere(place, found)
+      outcome = ghostCreate(place, found)
       if outcome == .done { note.told = found }
     }
-    if mount.entry(place) != found { invalidate(place, found) }
+    // Whatever the kernel has there instead, it is asked for when this is tried again.
+    if outcome != .done || mount.entry(place) != found { invalidate(place, found) }
     if outcome == .done {
       engine.count(\.settled)
       (note.differed, note.failures) = (false, 0)
@@ -150,15 +151,6 @@ extension Worker {
 
   /// So often is tried to tell what has become of a name.
   private static var maxFailures: Int { 100 }
-
-  /// CREATE of a name that watchers have not been told of. A client may have looked it up: the
-  /// kernel has it then, and would not make it.
-  private func tellHere(_ place: Place, _ node: NodeID) -> Outcome {
-    let outcome = ghostCreate(place, node)
-    guard outcome == .failed(EEXIST) else { return outcome }
-    invalidate(place, nil)
-    return ghostCreate(place, node)
-  }
 
   /// What is there is not known: to be looked at again.
   private func notSeen(_ place: Place, _ note: Settling.Note, _ error: SystemError) {
