@@ -54,7 +54,7 @@ package final class ReplayEngine: Sendable {
   package func start() throws(SystemError) {
     witness.start()
     do throws(SystemError) {
-      try ReplayThread.start { [self] in
+      try BackgroundThread.start { [self] in
         Worker(engine: self, mountDescriptor: mountDescriptor).run()
         finished.change { $0 = true }
       }
@@ -170,35 +170,4 @@ package struct ReplayFigures: Sendable {
   package var waiting = 0
   /// From the record's arrival to its event, of the last one, nanoseconds.
   package var lagNanoseconds: UInt64 = 0
-}
-
-/// A thread of the engine's own that takes none of the process's signals.
-enum ReplayThread {
-  private final class Body {
-    let run: @Sendable () -> Void
-    init(_ run: @escaping @Sendable () -> Void) { self.run = run }
-  }
-
-  static func start(_ body: @escaping @Sendable () -> Void) throws(SystemError) {
-    var every = sigset_t()
-    var before = sigset_t()
-    _ = unsafe sigfillset(&every)
-    _ = unsafe pthread_sigmask(SIG_BLOCK, &every, &before)
-    defer { _ = unsafe pthread_sigmask(SIG_SETMASK, &before, nil) }
-    // The new thread releases it.
-    let argument = unsafe Unmanaged.passRetained(Body(body))
-    var thread = pthread_t()
-    let result = unsafe pthread_create(
-      &thread, nil,
-      { argument in
-        guard let argument = unsafe argument else { return nil }
-        unsafe Unmanaged<Body>.fromOpaque(argument).takeRetainedValue().run()
-        return nil
-      }, argument.toOpaque())
-    guard result == 0 else {
-      unsafe argument.release()
-      throw SystemError("pthread_create", result)
-    }
-    _ = pthread_detach(thread)
-  }
 }

@@ -135,7 +135,7 @@ final class Worker {
       if hasStarted { engine.count(\.restarts) }
       hasStarted = true
       held = [:]
-      try ReplayThread.start { [queue = engine.queue] in
+      try BackgroundThread.start { [queue = engine.queue] in
         _ = replay_wait(pid)
         queue.change { $0.replayerEnded = pid }
       }

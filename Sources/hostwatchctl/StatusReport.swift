@@ -17,6 +17,7 @@ struct StatusReport {
     lines += section("FILESYSTEMS", filesystems)
     lines += section("SHARES", shares) + shareErrors
     lines += section("SESSIONS", sessions)
+    if let leftOut = Self.leftOut(status) { lines += ["", leftOut] }
     lines += section("MOUNTS", mounts)
     return lines
   }
@@ -73,6 +74,16 @@ struct StatusReport {
       ])
     }
     return table
+  }
+
+  /// What the daemon's answer, which is one packet, had no room for; nil if it is whole.
+  static func leftOut(_ status: JSON) -> String? {
+    let parts = ["sessions", "shares"].compactMap { kind -> String? in
+      guard let count = status["\(kind)_left_out"].double, count > 0 else { return nil }
+      return "\(integer(status["\(kind)_left_out"])) more \(kind)"
+    }
+    guard !parts.isEmpty else { return nil }
+    return parts.joined(separator: " and ") + " than the daemon's answer has room for"
   }
 
   /// Why shares are unavailable: below the table, for these are sentences.

@@ -26,7 +26,9 @@ struct TopView {
       guard let table else { return [] }
       return ["", title] + table.lines(width: width)
     }
-    let top = summary + section("FILESYSTEMS", filesystemTable) + section("SHARES", shareTable)
+    let top =
+      summary + (StatusReport.leftOut(now.status).map { [$0] } ?? [])
+      + section("FILESYSTEMS", filesystemTable) + section("SHARES", shareTable)
     var bottom = section(
       "SESSIONS by \(order.rawValue)\(reversed ? ", reversed" : "")", sessionTable)
     if let height {
@@ -153,7 +155,7 @@ struct TopView {
 
   // MARK: JSON
 
-  /// The daemon's own answer with rates and lags added to each part.
+  /// The daemon's own answer, with the time before it and rates and lags added to each part.
   func json(time: String) -> JSON {
     func number(_ value: Double?) -> JSON {
       value.map { .number(StatusReport.decimal($0)) } ?? .null
@@ -190,11 +192,18 @@ struct TopView {
             ] + lags(row.median, row.lag))
         })
     }
-    return .object([
-      "time": .string(time), "interval_seconds": before == nil ? .null : number(seconds),
-      "pid": now.status["pid"], "totals": with(now.status["totals"], totals),
-      "filesystems": .array(filesystems), "shares": all(shares), "sessions": all(sessions),
-    ])
+    let renewed: [String: JSON] = [
+      "totals": with(now.status["totals"], totals), "filesystems": .array(filesystems),
+      "shares": all(shares), "sessions": all(sessions),
+    ]
+    var members = [
+      JSON.Member(key: "time", value: .string(time)),
+      JSON.Member(key: "interval_seconds", value: before == nil ? .null : number(seconds)),
+    ]
+    if case .object(let told) = now.status {
+      members += told.map { JSON.Member(key: $0.key, value: renewed[$0.key] ?? $0.value) }
+    }
+    return .object(members)
   }
 
   /// Greater than every number in jq(1)'s order, if it is above the last bound.

@@ -35,8 +35,9 @@ import HostWatch
     self.sync = sync
   }
 
-  func start() {
-    let thread = startThread(named: "control") {
+  /// Begins to answer. `stop` is to be called in any case.
+  func start() throws(Failure) {
+    try startThread(named: "control") {
       while true {
         guard let peer = try? Descriptor(checking: self.listener.use { fd in hwfs_accept(fd) })
         else {
@@ -44,11 +45,11 @@ import HostWatch
           usleep(100_000)  // no descriptor is free
           continue
         }
-        // A sync may wait, and others want to know meanwhile.
-        pthread_detach(startThread(named: "control") { self.serve(peer) })
+        // A sync may wait, and others want to know meanwhile. Whom no thread can
+        // serve is hung up on.
+        try? startThread(named: "control") { self.serve(peer) }
       }
     }
-    pthread_detach(thread)
   }
 
   func stop() {

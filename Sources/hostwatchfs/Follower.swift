@@ -21,8 +21,8 @@ import HostWatch
   private let misplaced: Misplaced
   private let statistics: Statistics
   private let log: Log
-  // Set once before the thread starts, and read by `stop` after.
-  private nonisolated(unsafe) var thread = pthread_t()
+  /// Posted when the thread ends.
+  private let ended = ThreadSemaphore()
   private let stopping = Locked(false)
   private struct Progress: Sendable {
     /// Callers of `sync`, and up to which they have been served.
@@ -53,7 +53,8 @@ import HostWatch
   init(
     _ daemon: Daemon, _ view: View, _ backing: Backing, _ applier: any Applier,
     _ invalidator: Invalidator, _ misplaced: Misplaced, _ statistics: Statistics, _ log: Log
-  ) {
+  ) throws(Failure) {
+    wake = try check(hwfs_event_new())
     self.daemon = daemon
     self.view = view
     self.backing = backing
@@ -62,21 +63,23 @@ import HostWatch
     self.misplaced = misplaced
     self.statistics = statistics
     self.log = log
-    wake = hwfs_event_new()
-    precondition(wake >= 0, "no eventfd: errno \(-wake)")
   }
 
   deinit { close(wake) }
 
-  func start() {
-    unsafe thread = startThread(named: "follower") { self.run() }
+  /// Starts the thread, which `stop` waits for.
+  func start() throws(Failure) {
+    try startThread(named: "follower") {
+      self.run()
+      self.ended.post()
+    }
   }
 
   func stop() {
     stopping.withLock { $0 = true }
     daemon.shutDown()
     hwfs_event_raise(wake)
-    unsafe pthread_join(thread, nil)
+    ended.wait()
   }
 
   /// Lets the thread look for work.
@@ -317,34 +320,4 @@ import HostWatch
     }
     unsafe gone = []
   }
-}
-
-/// A thread with all signals blocked.
-func startThread(named name: String, _ body: @escaping @Sendable () -> Void) -> pthread_t {
-  final class Start {
-    let name: String
-    let body: @Sendable () -> Void
-    init(_ name: String, _ body: @escaping @Sendable () -> Void) {
-      self.name = name
-      self.body = body
-    }
-  }
-  var thread = pthread_t()
-  let start = unsafe Unmanaged.passRetained(Start(name, body))
-  var blocked = sigset_t()
-  var before = sigset_t()
-  _ = unsafe sigfillset(&blocked)
-  _ = unsafe pthread_sigmask(SIG_BLOCK, &blocked, &before)
-  let result = unsafe pthread_create(
-    &thread, nil,
-    { argument in
-      // `passRetained` above.
-      let start = unsafe Unmanaged<Start>.fromOpaque(argument!).takeRetainedValue()
-      _ = unsafe start.name.withCString { unsafe hwfs_name_thread($0) }
-      start.body()
-      return nil
-    }, start.toOpaque())
-  _ = unsafe pthread_sigmask(SIG_SETMASK, &before, nil)
-  precondition(result == 0, "no thread can be started: errno \(result)")
-  return thread
 }

@@ -36,10 +36,7 @@ final class LockTable: Sendable {
   private let state = Locked(State())
   private let freed: Int32
 
-  init() {
-    freed = hwfs_event_new()
-    precondition(freed >= 0, "no eventfd: errno \(-freed)")
-  }
+  init() throws(Failure) { freed = try check(hwfs_event_new()) }
 
   deinit { close(freed) }
 
@@ -103,9 +100,19 @@ final class LockTable: Sendable {
       defer { state.isWaiting = true }
       return !state.isWaiting
     }
-    if starts {
-      let thread = startThread(named: "locks") { self.wait() }
-      pthread_detach(thread)
+    guard starts else { return }
+    do throws(Failure) {
+      try startThread(named: "locks") { self.wait() }
+    } catch {
+      // Nobody would try them again.
+      let waiters = state.withLock { state in
+        defer {
+          state.waiters = []
+          state.isWaiting = false
+        }
+        return state.waiters
+      }
+      for waiter in waiters { waiter.request.fail(ENOLCK) }
     }
   }
 

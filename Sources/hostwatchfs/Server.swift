@@ -36,7 +36,8 @@ final class Server: Sendable {
   init(
     view: View, backing: Backing, daemon: Daemon?, settings: Settings, statistics: Statistics,
     interceptor: (any Interceptor)?, misplaced: Misplaced, log: Log
-  ) {
+  ) throws(Failure) {
+    locks = try LockTable()
     self.view = view
     self.backing = backing
     self.daemon = daemon
@@ -45,7 +46,6 @@ final class Server: Sendable {
     self.interceptor = interceptor
     self.misplaced = misplaced
     self.log = log
-    locks = LockTable()
   }
 
   /// An O_PATH descriptor of a node.

@@ -34,9 +34,14 @@ struct Serving {
     let settings = Server.Settings(
       isReadOnly: options.isReadOnly, isDirectIO: options.isDirectIO,
       becomesCaller: geteuid() == 0, keepsPages: timeout > 0)
-    let server = Server(
-      view: view, backing: backing, daemon: daemon, settings: settings, statistics: statistics,
-      interceptor: replay, misplaced: misplaced, log: log)
+    let server: Server
+    do throws(Failure) {
+      server = try Server(
+        view: view, backing: backing, daemon: daemon, settings: settings, statistics: statistics,
+        interceptor: replay, misplaced: misplaced, log: log)
+    } catch {
+      throw Self.shortage(error)
+    }
     let mount: Mount
     do throws(Mount.Fault) {
       mount = try Mount(server: server, options: fuseOptions)
@@ -47,14 +52,21 @@ struct Serving {
     mount.notifier.probe()
     let invalidator = Invalidator(view, backing, mount.notifier, statistics, misplaced)
     replay?.connect(mount.notifier, invalidator)
-    let follower = daemon.map {
-      Follower(
-        $0, view, backing, replay ?? invalidator, invalidator, misplaced, statistics, log)
+    var follower: Follower?
+    do throws(Failure) {
+      if let daemon {
+        let new = try Follower(
+          daemon, view, backing, replay ?? invalidator, invalidator, misplaced, statistics, log)
+        misplaced.setWake { [unowned new] in new.wakeUp() }
+        try new.start()
+        follower = new
+      } else {
+        view.isInStep = true
+      }
+    } catch {
+      mount.unmount()
+      throw Self.shortage(error)
     }
-    if let follower {
-      misplaced.setWake { [unowned follower] in follower.wakeUp() }
-    }
-    if let follower { follower.start() } else { view.isInStep = true }
     let control = startControl(view, statistics, follower, replay)
     started()
     notifyManager()
@@ -92,12 +104,25 @@ struct Serving {
           ).json
         },
         sync: { follower?.sync() ?? true })
-      control.start()
+      do throws(Failure) {
+        try control.start()
+      } catch {
+        control.stop()
+        throw error
+      }
       return control
     } catch {
       log.notice("hostwatchctl cannot see this mount: \(Control.directory): \(Self.text(error))")
       return nil
     }
+  }
+
+  /// No eventfd or no thread is to be had.
+  private static func shortage(_ failure: Failure) -> Fault {
+    Fault(
+      status: 71,
+      text: "no descriptor or no thread is free (\(text(failure))): see ulimit -n, ulimit -u and "
+        + "the unit's TasksMax=")
   }
 
   private static func text(_ failure: Failure) -> String { Hostwatchfs.text(failure.code) }

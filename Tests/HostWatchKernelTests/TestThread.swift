@@ -13,7 +13,7 @@ enum TestThread {
   {
     try await withCheckedThrowingContinuation { continuation in
       do throws(SystemError) {
-        try ReaderThread.start {
+        try BackgroundThread.start {
           continuation.resume(
             with: Result {
               try checked(test_separate_mounts(), "unshare(CLONE_NEWNS)")

@@ -31,7 +31,7 @@ final class FakeDaemon: Sendable {
     -> HostWatchClient.Connection
   {
     let (daemon, connection) = try pair()
-    try ReaderThread.start {
+    try BackgroundThread.start {
       script(daemon)
       _ = shutdown(daemon.socket, Int32(SHUT_RDWR))
     }

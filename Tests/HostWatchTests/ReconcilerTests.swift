@@ -257,6 +257,31 @@ struct History {
     #expect(model.entries == simulator.entries)
   }
 
+  /// What a long window keeps counts, beside the records themselves, and is given back.
+  @Test func theMemoryOfALongWindowIsCountedAndGivenBack() throws {
+    let (simulator, reads, part) = (KernelSimulator(), 75, 2000)
+    let reconciler = Reconciler(
+      seed: 1, namespace: SimulatedNamespace(simulator), emit: { _ in }, overflow: {},
+      report: { Issue.record("\($0)") })
+    for turn in 0..<reads {
+      for number in 0..<part {
+        simulator.create(entry("\(turn).\(number)"), isDirectory: false, pid: 1)
+      }
+      let segment = reconciler.nextSegment()
+      segment.fill(with: simulator.read(part))
+      try reconciler.absorb(segment)
+      reconciler.keepOpen(remaining: 1 << 30, awaited: 0)
+    }
+    let records = reads * part
+    let noted =
+      MemoryLayout<KernelEvent>.stride + MemoryLayout<ReconcilerWindow.Object>.stride
+      + MemoryLayout<ReconcilerWindow.Touch>.stride
+    #expect(reconciler.retainedBytes >= reads * EventSegment.capacity + records * noted)
+    #expect(reconciler.retainedBytes <= reads * EventSegment.capacity + records * (3 * noted + 16))
+    reconciler.close()
+    #expect(reconciler.retainedBytes < 1 << 20)
+  }
+
   @Test func aRenameBackAndForthIsSettledByALookup() throws {
     let (simulator, model, reconciler) = try run { simulator in
       simulator.create(entry("a"), isDirectory: false, pid: 1)

@@ -186,6 +186,21 @@ class SlowToClose(DaemonTest):
         os.close(good)
         os.close(fd)
 
+    def test_a_root_whose_server_does_not_answer(self):
+        mount = Mounted(self.share, self.daemon.socket)
+        self.addCleanup(mount.stop)
+        os.mkdir(self.path("d"))
+        roots = [os.open(os.path.join(mount.path, name), os.O_PATH) for name in ("", "d")]
+        mount.process.send_signal(signal.SIGSTOP)
+        try:
+            for root in roots:
+                self.addCleanup(os.close, root)
+                with self.assertRaises(Refused) as refused:
+                    self.connection().init(fd=root)
+                self.assertEqual(refused.exception.errno, errno.ENODEV)
+            self.session().sync()
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
 
     def test_the_daemon_is_killed_meanwhile(self):
         """The helper has its socket and lock still: the next one says so, and starts later."""

@@ -87,6 +87,8 @@ class Malformed(ProtocolTest):
                 (message(FORGET, batch([PAIR], count=0xffffffff), 7), (), (FORGET, 7)),
             "INTEREST lacks an entry":
                 (message(INTEREST, batch([INTEREST_ENTRY], count=2), 7), (), (INTEREST, 7)),
+            "larger than a packet may be":
+                (message(FORGET, batch([PAIR] * 8191), 7), (), (FORGET, 7)),
             "INTEREST with a descriptor":
                 (message(INTEREST, batch([INTEREST_ENTRY]), 7), (path,), (INTEREST, 7)),
         }
@@ -613,11 +615,33 @@ class Rights(ProtocolTest):
         """Totals and the peer's own sessions, no one else's."""
         mine = self.session(root=self.outside)
         client = self.peer()
-        client.init(fd=self.opened(os.O_RDONLY))
-        text = json.dumps(client.status())
-        self.assertNotIn(self.outside, text)
-        self.assertNotIn("closed", text)
+        granted = client.init(fd=self.opened(os.O_RDONLY))
+        status = client.status()
+        self.assertEqual([session["id"] for session in status["sessions"]], [granted.session])
+        self.assertEqual((status["filesystems"], status["shares"]), ([], []))
+        self.assertGreaterEqual(status["totals"]["sessions"], 2)
+        self.assertNotIn(self.outside, json.dumps(status))
+        everything = mine.status()
+        self.assertIn("closed", [share["name"] for share in everything["shares"]])
+        self.assertGreaterEqual(len(everything["sessions"]), 2)
+        self.assertGreaterEqual(len(everything["filesystems"]), 1)
         mine.close()
+
+    def test_max_nodes(self):
+        daemon = Daemon(config=table(
+            daemon={"socket_mode": "0666"}, limits={"nodes_per_session_unprivileged": 2}))
+        self.addCleanup(daemon.kill)
+        client = daemon.unprivileged()
+        self.addCleanup(client.close)
+        self.assertEqual(client.init(fd=self.opened(os.O_RDONLY)).max_nodes, 2)
+        fds = []
+        for number in range(4):
+            touch(self.path(str(number)))
+            fds.append(self.opened(os.O_RDONLY, self.path(str(number))))
+        entries = [register_entry(10 + number) for number in range(4)]
+        self.assertEqual(client.register(entries, fds),
+                         [0, 0, -errno.ENOSPC, -errno.ENOSPC])
+        daemon.stop()
 
 
 class InAll(ProtocolTest):

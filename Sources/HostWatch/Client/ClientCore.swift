@@ -125,7 +125,7 @@ final class ClientCore: Sendable {
 
   private func startReader(_ connection: Client.Connection, _ epoch: UInt64) throws(Failure) {
     do throws(SystemError) {
-      try ReaderThread.start { self.read(connection, epoch) }
+      try BackgroundThread.start { self.read(connection, epoch) }
     } catch {
       throw .system(error)
     }

@@ -135,8 +135,11 @@ final class Reconciler {
   /// Takes back a buffer that nothing was read into.
   func recycle(_ segment: EventSegment) { spare.append(segment) }
 
-  /// Bytes of records kept because their window is open.
-  var retainedBytes: Int { segments.count * EventSegment.capacity }
+  /// Bytes that are kept because a window is open: the records, and what is noted of them.
+  var retainedBytes: Int {
+    segments.count * EventSegment.capacity + events.capacity * MemoryLayout<KernelEvent>.stride
+      + window.bytes
+  }
 
   /// Takes the records of one read. They are passed on by `close` or
   /// `keepOpen`, so that what comes with the next read may say more about the
@@ -389,9 +392,17 @@ final class Reconciler {
 
   // MARK: Windows
 
+  /// A window may keep room for so many events for the next one.
+  private static let keptEvents = 1 << 17
+
   private func reset() {
-    window.removeAll()
-    events.removeAll(keepingCapacity: true)
+    if events.capacity > Self.keptEvents {
+      window = ReconcilerWindow()
+      events = []
+    } else {
+      window.removeAll()
+      events.removeAll(keepingCapacity: true)
+    }
     deaths.removeAll(keepingCapacity: true)
     barriers.removeAll(keepingCapacity: true)
     for segment in segments where spare.count < 4 { spare.append(segment) }

@@ -57,6 +57,12 @@ struct ReconcilerWindow: ~Copyable {
 
   var isEmpty: Bool { objects.isEmpty }
 
+  /// What it has allocated.
+  var bytes: Int {
+    objects.capacity * MemoryLayout<Object>.stride + touches.capacity * MemoryLayout<Touch>.stride
+      + (table.capacity + suspects.capacity) * MemoryLayout<UInt32>.stride
+  }
+
   /// The object's index, made if it is new. `event` has its handle.
   mutating func object(_ hash: UInt64, event: UInt32) -> Int {
     if (objects.count + 1) * 2 > table.count { grow() }

@@ -5,7 +5,7 @@ import Glibc
 ///
 /// While a client does not take what is queued for it, its requests stay in the
 /// socket, and with them the descriptors that they carry: an open file each,
-/// up to some 70,000 in one socket's buffer. The kernel bounds them by the
+/// 70,000 in one socket's default buffer. The kernel bounds them by the
 /// sender's RLIMIT_NOFILE, which may be high or not count (CAP_SYS_RESOURCE).
 /// The daemon looks at stalled connections with every housekeeping, and ends
 ///

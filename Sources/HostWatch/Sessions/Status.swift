@@ -108,11 +108,16 @@ extension Hub {
     var shown = sessions.values.filter {
       $0.isAttached && (session.isPrivileged || $0.peer.uid == session.peer.uid)
     }.sorted { $0.id < $1.id }
+    let visible = shown.count
     // A reply is one packet: of very many sessions the newest are left out,
     // then the shares.
-    var shownShares = shares
+    let visibleShares = session.isPrivileged ? shares : []
+    var shownShares = visibleShares
     while true {
-      let text = statusText(session, shown, shownShares, now)
+      let text = statusText(session, shown, shownShares, now) {
+        $0.number("sessions_left_out", visible - shown.count)
+        $0.number("shares_left_out", visibleShares.count - shownShares.count)
+      }
       if text.utf8.count + MemoryLayout<hw_reply>.size <= Int(HW_PACKET_MAX) { return text }
       if !shown.isEmpty {
         shown.removeLast(max(1, shown.count / 4))
@@ -125,7 +130,8 @@ extension Hub {
   }
 
   private func statusText(
-    _ session: Session, _ shown: [Session], _ shownShares: [Share], _ now: UInt64
+    _ session: Session, _ shown: [Session], _ shownShares: [Share], _ now: UInt64,
+    _ leftOut: (inout JSONWriter) -> Void
   ) -> String {
     var writer = JSONWriter()
     writer.object { json in
@@ -146,14 +152,12 @@ extension Hub {
         }
       }
       json.array("shares") { list in
-        guard session.isPrivileged else { return }
         for share in shownShares { list.object { describe(share, &$0) } }
       }
       json.array("sessions") { list in
         for session in shown { list.object { describe(session, &$0, now) } }
       }
-      json.number("sessions_left_out", figures.sessions - shown.count)
-      json.number("shares_left_out", shares.count - shownShares.count)
+      leftOut(&json)
     }
     return writer.text
   }

@@ -79,7 +79,12 @@ final class Replay: Applier, @unchecked Sendable {
       return
     }
     engineBox.withLock { $0 = engine }
-    watchMount(mount)
+    do throws(Failure) {
+      try watchMount(mount)
+    } catch {
+      log.warning("events are not replayed: \(Hostwatchfs.text(error.code))")
+      stop()
+    }
   }
 
   func apply(_ change: Change) {
@@ -112,14 +117,13 @@ final class Replay: Applier, @unchecked Sendable {
 
   /// The engine's descriptor keeps the filesystem alive after its mount was
   /// unmounted: it is to go then.
-  private func watchMount(_ mount: replay_mount) {
-    let thread = startThread(named: "mount") { [weak self] in
+  private func watchMount(_ mount: replay_mount) throws(Failure) {
+    try startThread(named: "mount") { [weak self] in
       let result = replay_wait_unmount(mount)
       guard let self else { return }
       if result < 0 { self.log.warning("the mount table cannot be watched") }
       self.stop()
     }
-    _ = pthread_detach(thread)
   }
 
   /// The server's counters with those of the engine.

@@ -1,16 +1,16 @@
 import Glibc
 
-/// A thread of the client's own, and what it waits on. A thread, because a
-/// task that waits for a socket would hold one of the few threads that all
-/// tasks share.
-enum ReaderThread {
+/// A thread for work that waits in system calls: a task that does so would hold
+/// one of the few threads that all tasks share.
+package enum BackgroundThread {
   private final class Body {
     let run: @Sendable () -> Void
     init(_ run: @escaping @Sendable () -> Void) { self.run = run }
   }
 
-  /// Runs `body` on a new thread that takes none of the process's signals.
-  static func start(_ body: @escaping @Sendable () -> Void) throws(SystemError) {
+  /// Runs `body` on a new thread that takes none of the process's signals. Fails
+  /// with EAGAIN where the process, its user or its cgroup may have no more of them.
+  package static func start(_ body: @escaping @Sendable () -> Void) throws(SystemError) {
     var every = sigset_t()
     var before = sigset_t()
     _ = unsafe sigfillset(&every)
@@ -35,11 +35,11 @@ enum ReaderThread {
 }
 
 /// sem_t: what a thread waits on until another one posts.
-@safe final class ThreadSemaphore: Sendable {
+@safe package final class ThreadSemaphore: Sendable {
   // Given back in deinit; sem_t needs an address of its own.
   private nonisolated(unsafe) let semaphore: UnsafeMutablePointer<sem_t>
 
-  init() {
+  package init() {
     unsafe semaphore = .allocate(capacity: 1)
     unsafe semaphore.initialize(to: sem_t())
     let result = unsafe sem_init(semaphore, 0, 0)
@@ -51,9 +51,9 @@ enum ReaderThread {
     unsafe semaphore.deallocate()
   }
 
-  func post() { _ = unsafe sem_post(semaphore) }
+  package func post() { _ = unsafe sem_post(semaphore) }
 
-  func wait() {
+  package func wait() {
     while unsafe sem_wait(semaphore) != 0 && errno == EINTR {}
   }
 }
