@@ -137,14 +137,6 @@ void hwc_settle(struct hostwatch *h)
 	release_socket(h);
 }
 
-void hwc_watch_socket(struct hostwatch *h)
-{
-	struct epoll_event wanted = { .events = EPOLLIN };
-
-	if (h->epoll_fd >= 0 && h->state == HWC_UP)
-		epoll_ctl(h->epoll_fd, EPOLL_CTL_ADD, h->socket, &wanted);
-}
-
 void hwc_finish(struct hwc_waiter *waiter, int error, const char *text)
 {
 	if (waiter->unattended) {

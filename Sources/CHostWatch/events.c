@@ -120,7 +120,9 @@ static int make_epoll(struct hostwatch *h)
 
 	if (poll_fd < 0 || ready_fd < 0 || timer_fd < 0 ||
 	    epoll_ctl(poll_fd, EPOLL_CTL_ADD, ready_fd, &wanted) < 0 ||
-	    epoll_ctl(poll_fd, EPOLL_CTL_ADD, timer_fd, &wanted) < 0) {
+	    epoll_ctl(poll_fd, EPOLL_CTL_ADD, timer_fd, &wanted) < 0 ||
+	    (h->state == HWC_UP &&
+	     epoll_ctl(poll_fd, EPOLL_CTL_ADD, h->socket, &wanted) < 0)) {
 		int error = errno;
 
 		hwc_close_fd(poll_fd);
@@ -132,7 +134,6 @@ static int make_epoll(struct hostwatch *h)
 	h->epoll_fd = poll_fd;
 	h->ready_fd = ready_fd;
 	h->timer_fd = timer_fd;
-	hwc_watch_socket(h);
 	hwc_update_ready(h);
 	hwc_step_timer(h);
 	return 0;

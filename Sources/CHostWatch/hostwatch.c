@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -151,6 +152,18 @@ static int initialise(struct hostwatch *h, int64_t deadline)
 	return 0;
 }
 
+/* Has hostwatch_fd() tell of the new socket, which nobody would look at otherwise. */
+static int watch_socket(struct hostwatch *h)
+{
+	struct epoll_event wanted = { .events = EPOLLIN };
+
+	if (h->epoll_fd < 0 ||
+	    !epoll_ctl(h->epoll_fd, EPOLL_CTL_ADD, h->socket, &wanted))
+		return 0;
+	return hwc_error(-errno, "watching the connection: %s",
+			 strerror(errno));
+}
+
 /* Connects and initialises; locked, with the state HWC_OPENING. */
 static int establish(struct hostwatch *h)
 {
@@ -168,6 +181,8 @@ static int establish(struct hostwatch *h)
 		hwc_step_begin(h);
 		r = h->stopped ? hwc_error(-ESHUTDOWN, "shut down")
 			       : initialise(h, deadline);
+		if (!r)
+			r = watch_socket(h);
 	}
 	if (r) {
 		hwc_fail(h, r, hostwatch_error_text());
@@ -205,7 +220,6 @@ int hwc_open_session(struct hostwatch *h)
 			hwc_enqueue(h, connected);
 			connected = NULL;
 		}
-		hwc_watch_socket(h);
 	}
 	free(connected);
 	free(disconnected);

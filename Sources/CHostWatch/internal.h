@@ -199,7 +199,6 @@ struct hwc_item *hwc_item(uint32_t kind, int error, const void *bytes,
 void hwc_update_ready(struct hostwatch *h);
 /* Waits until no thread polls the old socket, and closes it. */
 void hwc_settle(struct hostwatch *h);
-void hwc_watch_socket(struct hostwatch *h); /* adds it to epoll_fd */
 /* Sends a request without a body if that is possible without waiting. */
 bool hwc_try_send(struct hostwatch *h, uint16_t type,
 		  struct hwc_waiter *waiter);

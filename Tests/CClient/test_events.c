@@ -4,7 +4,10 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 
 static bool readable(struct hostwatch *h)
 {
@@ -279,6 +282,61 @@ static void reconnect(void)
 	fake_stop(&fake);
 }
 
+/* In place of libc's: so many sockets cannot be watched. */
+static _Atomic int unwatchable;
+
+int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
+{
+	struct stat status;
+
+	if (unwatchable && operation == EPOLL_CTL_ADD && !fstat(fd, &status) &&
+	    S_ISSOCK(status.st_mode)) {
+		unwatchable--;
+		errno = ENOSPC; /* fs.epoll.max_user_watches */
+		return -1;
+	}
+	return (int)syscall(SYS_epoll_ctl, epoll, operation, fd, event);
+}
+
+static void unwatched_script(int fd, unsigned int connection, void *unused)
+{
+	(void)unused;
+	fake_grant(fd);
+	if (connection == 1) /* it hangs up by itself */
+		return fake_until_hang_up(fd);
+	fake_events(fd, 1, 1);
+	if (connection == 2)
+		fake_until_hang_up(fd);
+}
+
+/* A descriptor that would not tell of the connection is not given out, and a
+ * connection that it would not tell of is not made. */
+static void unwatched(void)
+{
+	struct fake fake;
+	struct hostwatch *h;
+	struct hostwatch_event event;
+
+	fake_start(&fake, 3, unwatched_script, NULL);
+	h = open_client(&fake);
+	unwatchable = 1;
+	CHECK_INT(hostwatch_fd(h), -ENOSPC);
+	CHECK(hostwatch_fd(h) >= 0);
+	wait_readable(h);
+	check_next(h, &event, -1, HOSTWATCH_EVENT);
+	check_next(h, &event, -1, HOSTWATCH_DISCONNECTED);
+	unwatchable = 1;
+	CHECK_INT(hostwatch_reconnect(h), -ENOSPC);
+	CHECK(strstr(hostwatch_error_text(), "watching the connection"));
+	CHECK(!readable(h));
+	CHECK_INT(hostwatch_reconnect(h), 0);
+	check_next(h, &event, 0, HOSTWATCH_CONNECTED);
+	wait_readable(h);
+	check_next(h, &event, -1, HOSTWATCH_EVENT);
+	hostwatch_close(h);
+	fake_stop(&fake);
+}
+
 static void hang_up_script(int fd, unsigned int connection, void *unused)
 {
 	struct packet packet;
@@ -351,8 +409,8 @@ int main(int argc, char **argv)
 	static const struct test tests[] = {
 		TEST(kinds),	  TEST(sync_order),
 		TEST(timeouts),	  TEST(descriptor),
-		TEST(reconnect),  TEST(hang_up_in_request),
-		TEST(accused),
+		TEST(reconnect),  TEST(unwatched),
+		TEST(accused),	  TEST(hang_up_in_request),
 	};
 
 	return run_tests(tests, sizeof(tests) / sizeof(*tests), argc, argv);
