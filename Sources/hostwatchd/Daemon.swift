@@ -97,6 +97,8 @@ final class Daemon {
       tellReady(ServiceManager.ready(status: self.status?.current() ?? ""))
     }
     tellReady(ServiceManager.started(status: status.current()))
+    // However it ends: who is connected still is told by that at least.
+    defer { if !hasHandedOver { hub.abandon() } }
     let code = try loop.run()
     diagnostics.finish()
     logger.notice("hostwatchd stopped", metadata: .of(.stopped))

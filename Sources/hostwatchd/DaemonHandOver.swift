@@ -76,8 +76,10 @@ extension Daemon {
 
   private func takeUp(_ socket: borrowing OwnedDescriptor) -> Bool {
     let start = monotonicMicroseconds()
+    let (read, descriptors) = HandOverSocket.read(socket)
+    defer { hub.giveUp(descriptors) }
     do {
-      let (state, descriptors) = try HandOverSocket.read(socket)
+      let state = try read.get()
       let sessions = try hub.takeUp(state, descriptors)
       let milliseconds = (monotonicMicroseconds() - start) / 1000
       logger.notice(

@@ -2,9 +2,11 @@
 """Restart without loss, under a real systemd: run by `systemd`, inside the sandbox."""
 
 import collections
+import contextlib
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -372,6 +374,52 @@ class HandOver(RestartTest):
         for client in old, waiting:
             self.assertIn(b"x", {r.name for r in client.records()})
             client.close()
+
+
+class Asleep(RestartTest, systemd_test.MountTest):
+    """A helper that waits in close(2), which no signal ends, has the daemon's descriptors
+    also when that is gone. Clients see the end of their connections all the same."""
+
+    @contextlib.contextmanager
+    def helper(self):
+        """While such a helper sleeps."""
+        systemctl("start", self.unit)
+        server = int(show("MainPID", self.unit))
+        ours, theirs = socket.socketpair()
+        child = os.fork()  # its end waits for the server as well
+        if child == 0:
+            try:
+                ours.close()
+                client = Client(SOCKET)
+                client.init(NODES, "src")
+                fd = os.open(pathlib.Path(self.mount, "file"), os.O_RDWR)
+                theirs.send(b"x")
+                theirs.recv(1)
+                client.register([register_entry(10)], [fd])
+            finally:
+                os._exit(0)
+        theirs.close()
+        self.assertEqual(ours.recv(1), b"x")
+        os.kill(server, signal.SIGSTOP)
+        try:
+            ours.close()
+            children = pathlib.Path(f"/proc/{self.pid()}/task/{self.pid()}/children")
+            found = eventually(lambda: children.read_text().split())[0]
+            yield
+            self.assertTrue(os.path.exists(f"/proc/{found}"))
+        finally:
+            os.kill(server, signal.SIGCONT)
+            os.waitpid(child, 0)
+
+    def test_damaged_state(self):
+        systemctl("start", SERVICE)
+        client = self.client()
+        with self.helper():
+            self.stand_in("damage")
+            self.real()
+            self.assert_hung_up(client)
+        self.assertIn("checksum is wrong", self.journal.wait("hand-over failed")[0]["MESSAGE"])
+        self.client().sync()
 
 
 if __name__ == "__main__":

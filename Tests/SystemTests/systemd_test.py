@@ -541,8 +541,8 @@ class Sessions(SystemdTest):
         self.assertEqual(struct.unpack_from("=I", last)[0], 3)
 
 
-class Mounts(SystemdTest):
-    """hostwatchfs@.service."""
+class MountTest(SystemdTest):
+    """A unit of hostwatchfs that is there, and not started."""
 
     def setUp(self):
         super().setUp()
@@ -558,6 +558,10 @@ class Mounts(SystemdTest):
         self.config.unlink(missing_ok=True)
         super().tearDown()
         os.rmdir(self.mount)
+
+
+class Mounts(MountTest):
+    """hostwatchfs@.service."""
 
     def read(self):
         try:

@@ -22,8 +22,8 @@ import runner
 import scratch
 from daemon import Daemon, DaemonTest, table, touch
 from histories import Watch, Writer, stop
-from hostwatch import (ATTRIB, INIT, INTEREST, NODES, REGISTER, ROOT, SYNC, Refused, batch, init_body,
-                       message, register_entry)
+from hostwatch import (ATTRIB, INIT, INTEREST, NODES, REGISTER, ROOT, SYNC, TREE, Refused, batch,
+                       init_body, message, register_entry)
 from mounts import Mounted
 from test_convergence import number
 
@@ -172,7 +172,7 @@ class SlowToClose(DaemonTest):
             other.sync()
             touch(self.path("g"))
             other.sync()
-            self.assertLessEqual(len(self.helpers()), 8)
+            self.assertLessEqual(len(self.helpers()), 8 + 2)  # and those of ended connections
         finally:
             mount.process.send_signal(signal.SIGCONT)
         # What waited is answered as soon as there is room.
@@ -202,8 +202,9 @@ class SlowToClose(DaemonTest):
         finally:
             mount.process.send_signal(signal.SIGCONT)
 
-    def test_the_daemon_is_killed_meanwhile(self):
-        """The helper has its socket and lock still: the next one says so, and starts later."""
+    @contextlib.contextmanager
+    def asleep(self):
+        """A daemon whose helper sleeps meanwhile."""
         touch(self.path("f"))
         mount = Mounted(self.share, self.daemon.socket)
         self.addCleanup(mount.stop)
@@ -229,15 +230,20 @@ class SlowToClose(DaemonTest):
         try:
             children = pathlib.Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
             fusefs.wait_until(children.read_text, "a helper")
+            yield daemon
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
+            os.waitpid(child, 0)
+
+    def test_the_daemon_is_killed_meanwhile(self):
+        """The helper has its socket and lock still: the next one says so, and starts later."""
+        with self.asleep() as daemon:
             killed = daemon.pid
             os.kill(killed, signal.SIGKILL)
             daemon.wait()
             daemon.spawn()
             self.assertEqual(daemon.wait(), 69)
             self.assertIn(f"hostwatchd (pid {killed}) is gone, but", daemon.log())
-        finally:
-            mount.process.send_signal(signal.SIGCONT)
-            os.waitpid(child, 0)
 
         def starts():
             daemon.spawn()
@@ -247,6 +253,20 @@ class SlowToClose(DaemonTest):
             return False
 
         fusefs.wait_until(starts, "it starts")
+
+    def test_the_daemon_is_told_to_end_twice_meanwhile(self):
+        """Who has not read is not waited for, and sees the end."""
+        with self.asleep() as daemon, daemon.session(self.share, TREE) as client:
+            for number in range(3000):
+                touch(self.path(f"{number}{'x' * 200}"))
+            with daemon.session(self.share) as other:
+                other.sync()
+            daemon.signal(signal.SIGTERM)
+            fusefs.wait_until(lambda: not os.path.exists(daemon.socket), "it is stopping")
+            self.assertIsNone(daemon.process.poll())
+            daemon.signal(signal.SIGTERM)
+            self.assertEqual(daemon.wait(), 0)
+            client.wait_hang_up()
 
 
 class SlowToRelease(DaemonTest):

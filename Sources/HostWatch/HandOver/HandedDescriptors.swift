@@ -1,4 +1,5 @@
 import CFanotify
+import Glibc
 
 /// Where descriptors outlive the process: systemd's descriptor store, seen by
 /// the library.
@@ -21,7 +22,8 @@ public struct HandOver {
   public let descriptors: [Int32]
 }
 
-/// Descriptors that came with a state. Those nobody takes are closed at the end.
+/// Descriptors that came with a state. Those nobody takes are for `Hub.giveUp`; at the end
+/// what is left is closed.
 public final class HandedDescriptors {
   private var numbers: [Int32?]
 
@@ -40,5 +42,11 @@ public final class HandedDescriptors {
     }
     numbers[Int(index)] = nil
     return OwnedDescriptor(number)
+  }
+
+  /// Those that nobody has taken: the caller's from now on.
+  func takeAll() -> [Int32] {
+    defer { numbers = [] }
+    return numbers.compactMap { $0 }
   }
 }

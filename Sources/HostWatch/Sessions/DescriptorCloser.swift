@@ -201,8 +201,8 @@ final class DescriptorCloser {
     lots.flatMap { [$0.sending, $0.receiving] }
   }
 
-  /// Closes the daemon's own descriptors somewhat later: what is given here are copies,
-  /// the originals have been closed by then.
+  /// Closes the daemon's own descriptors somewhat later: copies whose originals have been
+  /// closed by then, or what an earlier process has left and nobody needs.
   func closeLater(_ numbers: [Int32]) {
     guard !numbers.isEmpty else { return }
     users[.max, default: User()].waiting[0, default: []] += numbers

@@ -80,6 +80,22 @@ extension Hub {
     return sessions.count
   }
 
+  /// Closes what came with a state and nobody has taken. Connections among it are shut down:
+  /// a helper of an earlier process that sleeps may have a descriptor of each, and their
+  /// clients are to see the end all the same.
+  public func giveUp(_ descriptors: HandedDescriptors) {
+    let numbers = descriptors.takeAll()
+    // What is no socket says so, and is left as it is.
+    for number in numbers { _ = shutdown(number, Int32(SHUT_RDWR)) }
+    closer.closeLater(numbers)
+  }
+
+  /// Shuts down every connection that there is, as the process ends without having handed
+  /// them over: a helper that sleeps has descriptors of them, too.
+  public func abandon() {
+    for session in sessions.values { _ = shutdown(session.socket.rawValue, Int32(SHUT_RDWR)) }
+  }
+
   /// What was taken up of a filesystem.
   private struct Place {
     var filesystem: WatchedFilesystem?

@@ -36,10 +36,10 @@ enum HandOverSocket {
     return reader
   }
 
-  /// The state and the descriptors, or what is wrong with them.
-  static func read(_ socket: borrowing OwnedDescriptor) throws(SystemError)
-    -> (state: [UInt8], descriptors: HandedDescriptors)
-  {
+  /// The state, or what is wrong with it, and the descriptors that came in any case.
+  static func read(_ socket: borrowing OwnedDescriptor) -> (
+    state: Result<[UInt8], SystemError>, descriptors: HandedDescriptors
+  ) {
     var numbers: [Int32] = []
     var byte: UInt8 = 0
     var failure: Int32 = 0
@@ -56,14 +56,23 @@ enum HandOverSocket {
     }
     let descriptors = HandedDescriptors(Array(numbers.dropFirst()))
     guard let first = numbers.first else {
-      throw SystemError("recvmsg(hand-over): no descriptors", failure == 0 ? ENODATA : failure)
+      let error = SystemError(
+        "recvmsg(hand-over): no descriptors", failure == 0 ? ENODATA : failure)
+      return (.failure(error), descriptors)
     }
     let file = OwnedDescriptor(first)
-    guard failure == 0 else { throw SystemError("recvmsg(hand-over)", failure) }
-    guard hw_is_sealed(file.rawValue) == 1 else {
-      throw SystemError("the state that was handed over is not sealed", EPERM)
+    guard failure == 0 else {
+      return (.failure(SystemError("recvmsg(hand-over)", failure)), descriptors)
     }
-    return (try contents(file), descriptors)
+    guard hw_is_sealed(file.rawValue) == 1 else {
+      let error = SystemError("the state that was handed over is not sealed", EPERM)
+      return (.failure(error), descriptors)
+    }
+    do throws(SystemError) {
+      return (.success(try contents(file)), descriptors)
+    } catch {
+      return (.failure(error), descriptors)
+    }
   }
 
   private static func contents(_ file: borrowing OwnedDescriptor) throws(SystemError) -> [UInt8] {
