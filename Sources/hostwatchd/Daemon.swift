@@ -29,7 +29,7 @@ final class Daemon {
     var logger = logger
     logger.logLevel = configuration.logLevel
     try Requirements.check()
-    let hidden = HiddenShares.find(configuration.shares)
+    let hidden = HiddenShares.find(configuration.shares) { [logger] in logger.warning("\($0)") }
     for finding in hidden { logger.error("\(finding.message)", metadata: finding.metadata) }
     if let first = hidden.first {
       var failure = StartFailure(.configuration, first.message)
@@ -132,7 +132,7 @@ final class Daemon {
     ServiceManager.reloading()
     do {
       let new = try source.load(mayBeMissing: !hadFile)
-      let hidden = HiddenShares.find(new.shares)
+      let hidden = HiddenShares.find(new.shares) { logger.warning("\($0)") }
       if let first = hidden.first {
         for finding in hidden { logger.error("\(finding.message)", metadata: finding.metadata) }
         return refuseReload(first.message)

@@ -257,6 +257,33 @@ struct History {
     #expect(model.entries == simulator.entries)
   }
 
+  /// A kernel that does not say how many events wait: nothing counts as closed, not even what
+  /// could be from later answers, before the queue has been empty.
+  @Test func whereItIsNotKnownHowManyWaitAllIsKept() throws {
+    let (simulator, model) = (KernelSimulator(), ClientModel())
+    let reconciler = Reconciler(
+      seed: 1, namespace: SimulatedNamespace(simulator), emit: { model.apply($0) }, overflow: {},
+      report: { Issue.record("\($0)") })
+    for turn in 0..<20 {
+      for number in 0..<50 {
+        simulator.create(entry("\(turn).\(number)"), isDirectory: false, pid: 1)
+      }
+      let segment = reconciler.nextSegment()
+      segment.fill(with: simulator.read(40))
+      try reconciler.absorb(segment)
+      reconciler.keepOpen(remaining: turn == 0 ? nil : simulator.queue.count, awaited: .max)
+      #expect(reconciler.closedRecords == 0)
+    }
+    while !simulator.queue.isEmpty {
+      let segment = reconciler.nextSegment()
+      segment.fill(with: simulator.read(40))
+      try reconciler.absorb(segment)
+    }
+    reconciler.close()
+    #expect(reconciler.closedRecords == reconciler.counters.records)
+    #expect(model.entries == simulator.entries)
+  }
+
   /// What a long window keeps counts, beside the records themselves, and is given back.
   @Test func theMemoryOfALongWindowIsCountedAndGivenBack() throws {
     let (simulator, reads, part) = (KernelSimulator(), 75, 2000)

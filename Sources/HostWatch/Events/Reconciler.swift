@@ -7,8 +7,9 @@ protocol Namespace: AnyObject {
   func lookup(_ name: [UInt8], in directory: FileHandle) throws(SystemError)
     -> (handle: FileHandle, isDirectory: Bool)?
 
-  /// Where a living directory is; nil when it is gone or cannot be asked.
-  func location(ofDirectory directory: FileHandle) -> (parent: FileHandle, name: [UInt8])?
+  /// Where a living directory is; nil when it is gone.
+  func location(ofDirectory directory: FileHandle) throws(SystemError)
+    -> (parent: FileHandle, name: [UInt8])?
 }
 
 /// Takes merged records apart and settles what they leave open.
@@ -202,8 +203,9 @@ final class Reconciler {
   /// barrier is due: to count them takes the kernel as long as there are many. What can be
   /// closed is closed when it is half of what is kept, so that a backlog costs in proportion
   /// to its length; and when somebody waits for so many records to be closed, `awaited`, as
-  /// soon as they can.
-  func keepOpen(remaining: @autoclosure () -> Int, awaited: UInt64) {
+  /// soon as they can. Where it is not known how many remain, nil, nothing is closed before the
+  /// queue is empty.
+  func keepOpen(remaining: @autoclosure () -> Int?, awaited: UInt64) {
     passOn()
     while let barrier = barriers.first, barrier.whenRead <= events.count {
       closable = barrier.upTo
@@ -214,7 +216,8 @@ final class Reconciler {
       || isAwaited && counters.records >= awaited
         && !barriers.contains(where: { count($0.upTo) >= awaited })
     {
-      barriers.append((upTo: events.count, whenRead: events.count + remaining()))
+      let whenRead = remaining().map { events.count + $0 } ?? .max
+      barriers.append((upTo: events.count, whenRead: whenRead))
     }
     guard closable > 0, closable * 2 >= events.count || isAwaited && count(closable) >= awaited
     else { return }
@@ -429,7 +432,7 @@ final class Reconciler {
     views.removeFirst(firstKept)
     emitted -= cut
     deaths = deaths.map { $0 - cut }
-    barriers = barriers.map { ($0.upTo - cut, $0.whenRead - cut) }
+    barriers = barriers.map { ($0.upTo - cut, $0.whenRead == .max ? .max : $0.whenRead - cut) }
     window.removeAll()
     let renames = directoryRenames
     for index in events.indices { note(index) }

@@ -214,10 +214,18 @@ extension Reconciler {
 
   /// A living directory that is not where a model has it has been moved by
   /// something that is still queued: it is shown where it is, since for a
-  /// directory to vanish and to come again is not the same.
+  /// directory to vanish and to come again is not the same. False where it is gone.
   private func emitRelocation(_ object: Int, _ difference: Difference) -> Bool {
-    guard let location = namespace.location(ofDirectory: handle(ofObject: object)) else {
-      return false
+    let location: (parent: FileHandle, name: [UInt8])
+    do throws(SystemError) {
+      guard let found = try namespace.location(ofDirectory: handle(ofObject: object)) else {
+        return false
+      }
+      location = found
+    } catch {
+      // Sessions look again at what they hold.
+      report(error)
+      return true
     }
     note(object, difference.entry, sets: false, true)
     emitCorrection(

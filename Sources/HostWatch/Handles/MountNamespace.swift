@@ -16,22 +16,32 @@ final class MountNamespace: Namespace {
       let handle = try Syscall.handle(of: entry.rawValue)
       return (handle, try Syscall.status(of: entry.rawValue).isDirectory)
     } catch {
-      // The name is not there, or its directory is gone with all its names.
-      if [ENOENT, ESTALE, ENOTDIR].contains(error.code) { return nil }
+      if Self.isGone(error) { return nil }
       throw error
     }
   }
 
-  func location(ofDirectory directory: FileHandle) -> (parent: FileHandle, name: [UInt8])? {
-    guard let open = try? Syscall.open(directory, onMount: mount),
-      let status = try? Syscall.status(of: open.rawValue), status.links > 0,
-      let parent = try? Syscall.parentHandle(of: open),
-      let path = try? Syscall.path(of: open), let slash = path.lastIndex(of: 0x2f),
-      slash + 1 < path.count
-    else { return nil }
-    // It may have been moved or removed between these calls.
-    let name = Array(path[(slash + 1)...])
-    guard let found = try? lookup(name, in: parent), found.handle == directory else { return nil }
-    return (parent, name)
+  /// The name is not there, or its directory is gone with all its names.
+  private static func isGone(_ error: SystemError) -> Bool {
+    [ENOENT, ESTALE, ENOTDIR].contains(error.code)
+  }
+
+  func location(ofDirectory directory: FileHandle) throws(SystemError)
+    -> (parent: FileHandle, name: [UInt8])?
+  {
+    do throws(SystemError) {
+      let open = try Syscall.open(directory, onMount: mount)
+      guard try Syscall.status(of: open.rawValue).links > 0 else { return nil }
+      let parent = try Syscall.parentHandle(of: open)
+      let path = try Syscall.path(of: open)
+      guard let slash = path.lastIndex(of: 0x2f), slash + 1 < path.count else { return nil }
+      // It may have been moved or removed between these calls.
+      let name = Array(path[(slash + 1)...])
+      guard let found = try lookup(name, in: parent), found.handle == directory else { return nil }
+      return (parent, name)
+    } catch {
+      if Self.isGone(error) { return nil }
+      throw error
+    }
   }
 }

@@ -137,6 +137,10 @@ extension Hub {
       }
     } catch {
       takeUpFailed("\(name): what was handed over cannot be used: \(error); its sessions end.")
+      // Nobody would read it.
+      if state.group < 0, filesystems[state.device] == nil {
+        store?.remove(WatchedFilesystem.storeName(state.device))
+      }
     }
     return place
   }

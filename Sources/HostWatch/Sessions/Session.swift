@@ -412,6 +412,14 @@ import Glibc
     }
   }
 
+  /// The filesystem's queue has been empty.
+  func passUnknownBarriers(_ closedRecords: UInt64) {
+    for index in pendingSyncs.indices
+    where pendingSyncs[index].barrier == WatchedFilesystem.unknownBarrier {
+      pendingSyncs[index].barrier = closedRecords
+    }
+  }
+
   func countLoss() { lostCount += 1 }
 }
 

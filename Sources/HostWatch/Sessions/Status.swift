@@ -180,7 +180,7 @@ extension Hub {
     json.string("device", MountTable.text(filesystem.device))
     json.string("type", filesystem.name)
     json.strings("mask", filesystem.mask.eventNames)
-    json.number("queue_events", filesystem.queuedEvents)
+    json.number("queue_events", filesystem.queuedEvents ?? 0)
     json.number("queue_limit", filesystem.queueLimit)
     json.number("sessions", filesystem.sessions.count)
     json.number("objects", filesystem.router.nodes.count)

@@ -128,10 +128,21 @@ final class WatchedFilesystem {
   var isUnused: Bool { sessions.isEmpty && shareCount == 0 }
   /// Whether there are any; to count them takes the kernel longer.
   var hasEvents: Bool { Syscall.isReadable(group.descriptor.rawValue) }
-  /// Events in the kernel's queue now.
-  var queuedEvents: Int {
-    max(0, Int(hw_readable_bytes(group.descriptor.rawValue))) / Int(hw_queued_event_size)
+  /// Events in the kernel's queue now; nil where it does not say, which is reported once.
+  var queuedEvents: Int? {
+    let bytes = hw_readable_bytes(group.descriptor.rawValue)
+    if bytes >= 0 { return Int(bytes) / Int(hw_queued_event_size) }
+    if !isCountUnknown {
+      isCountUnknown = true
+      report(
+        Diagnostic(
+          .filesystemFailed, .warning,
+          "\(name) \(MountTable.text(device)): it is not known how many events wait: \(SystemError("ioctl(FIONREAD)", -bytes)); what waits for them waits until there are none.",
+          errno: -bytes))
+    }
+    return nil
   }
+  private var isCountUnknown = false
 
   // MARK: Sessions
 
@@ -274,11 +285,12 @@ final class WatchedFilesystem {
     emptyBefore = lastEmpty
     let began = Syscall.monotonicMicroseconds()
     let batchesBefore = batches
+    var isEmpty = false
     do {
       let end = began + Self.microsecondsPerTurn
-      while try !readOnce() {
-        if Syscall.monotonicMicroseconds() >= end { break }
-      }
+      repeat {
+        isEmpty = try readOnce()
+      } while !isEmpty && Syscall.monotonicMicroseconds() < end
     } catch {
       return fail("\(error)")
     }
@@ -292,6 +304,7 @@ final class WatchedFilesystem {
       hasLost = false
       lose()
     }
+    if isEmpty { passUnknownBarriers() }
     endGap()
     answerSyncs()
     if hasNotices {
@@ -405,8 +418,16 @@ final class WatchedFilesystem {
   // MARK: SYNC
 
   /// The number of records after which everything complete by now has been
-  /// read.
-  var barrier: UInt64 { recordsRead + UInt64(queuedEvents) }
+  /// read; `unknownBarrier` where it is not known how many are queued.
+  var barrier: UInt64 { queuedEvents.map { recordsRead + UInt64($0) } ?? Self.unknownBarrier }
+  /// It is passed once the queue has been empty.
+  static let unknownBarrier = UInt64.max
+
+  /// The queue is empty, so all that was complete when they were set has been read.
+  private func passUnknownBarriers() {
+    if gapEnd == Self.unknownBarrier { gapEnd = reconciler.closedRecords }
+    for session in syncing { session.passUnknownBarriers(reconciler.closedRecords) }
+  }
 
   /// The fewest closed records that a SYNC or the end of a gap waits for. A SYNC may wait for
   /// a resync alone.

@@ -1,9 +1,11 @@
 import CFanotify
+import HostWatch
 
-/// Turns users' and groups' names into ids. Tests put their own in its place.
+/// Turns users' and groups' names into ids: nil for one that is not known. What throws says
+/// nothing of that. Tests put their own in its place.
 struct Accounts: Sendable {
-  var user: @Sendable (String) -> UInt32?
-  var group: @Sendable (String) -> UInt32?
+  var user: @Sendable (String) throws(SystemError) -> UInt32?
+  var group: @Sendable (String) throws(SystemError) -> UInt32?
 
   /// The host's: what getpwnam(3) and getgrnam(3) know, or digits.
   static let host = Accounts(user: userID, group: groupID)
@@ -16,9 +18,9 @@ struct Accounts: Sendable {
     return id
   }
 
-  private static func userID(_ name: String) -> UInt32? {
+  private static func userID(_ name: String) throws(SystemError) -> UInt32? {
     if let id = numericID(name) { return id }
-    return unsafe withGrowingBuffer { buffer, size in
+    return try unsafe withGrowingBuffer("getpwnam_r") { buffer, size in
       var entry = unsafe passwd()
       var found: UnsafeMutablePointer<passwd>?
       // The entry's strings live in `buffer`; only the number leaves.
@@ -27,9 +29,9 @@ struct Accounts: Sendable {
     }
   }
 
-  private static func groupID(_ name: String) -> UInt32? {
+  private static func groupID(_ name: String) throws(SystemError) -> UInt32? {
     if let id = numericID(name) { return id }
-    return unsafe withGrowingBuffer { buffer, size in
+    return try unsafe withGrowingBuffer("getgrnam_r") { buffer, size in
       var entry = unsafe CFanotify.group()
       var found: UnsafeMutablePointer<CFanotify.group>?
       let result = unsafe getgrnam_r(name, &entry, buffer, size, &found)
@@ -39,16 +41,21 @@ struct Accounts: Sendable {
 
   /// A group with many members needs a large buffer: ERANGE says so.
   private static func withGrowingBuffer(
-    _ look: (UnsafeMutablePointer<CChar>, Int) -> (result: Int32, id: UInt32?)
-  ) -> UInt32? {
+    _ call: String, _ look: (UnsafeMutablePointer<CChar>, Int) -> (result: Int32, id: UInt32?)
+  ) throws(SystemError) -> UInt32? {
     var size = 4096
     while size <= 1 << 20 {
       let buffer = UnsafeMutablePointer<CChar>.allocate(capacity: size)
       let answer = unsafe look(buffer, size)
       unsafe buffer.deallocate()
-      if answer.result != ERANGE { return answer.result == 0 ? answer.id : nil }
+      guard answer.result == ERANGE else {
+        // Of a name that is not known the C library says nothing, or one of several errnos.
+        let error = SystemError(call, answer.result)
+        if error.isPassing { throw error }
+        return answer.result == 0 ? answer.id : nil
+      }
       size *= 4
     }
-    return nil
+    throw SystemError(call, ERANGE)
   }
 }

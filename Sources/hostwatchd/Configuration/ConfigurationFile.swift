@@ -24,7 +24,9 @@ struct ConfigurationSource {
     case .failure(let error) where error.code == ENOENT && file == nil && mayBeMissing: break
     case .failure(let error):
       let problem = "it cannot be read: \(SystemError.text(error.code))"
-      throw refused("", problem, "name a file that exists and is readable")
+      let remedy =
+        error.isPassing ? "try again" : "name a file that exists and is readable"
+      throw refused("", problem, remedy, isPassing: error.isPassing)
     }
     if let socketPath { configuration.socketPath = socketPath }
     if let logLevel { configuration.logLevel = logLevel.level }
@@ -46,30 +48,43 @@ struct ConfigurationSource {
     return try ConfigurationReader.read(text, file: path)
   }
 
-  private func refused(_ key: String, _ problem: String, _ remedy: String) -> ConfigurationRefused {
-    let issue = ConfigurationIssue(line: nil, key: key, problem: problem, remedy: remedy)
+  private func refused(
+    _ key: String, _ problem: String, _ remedy: String, isPassing: Bool = false
+  ) -> ConfigurationRefused {
+    let issue = ConfigurationIssue(
+      line: nil, key: key, problem: problem, remedy: remedy, isPassing: isPassing)
     return ConfigurationRefused(file: path, issues: [issue])
   }
 
-  /// More than this is no configuration of ours.
-  private static let sizeLimit = 1 << 20
-
-  static func contents(of path: String) -> Result<[UInt8], SystemError> {
+  /// The bytes of a file; EFBIG if there are more than a configuration of ours has, or than
+  /// `limit`.
+  static func contents(of path: String, atMost limit: Int = 1 << 20)
+    -> Result<[UInt8], SystemError>
+  {
     let number = unsafe hw_openat(AT_FDCWD, path, O_RDONLY | O_NOCTTY, 0)
     guard number >= 0 else { return .failure(SystemError("open(\(path))", -number)) }
     let file = OwnedDescriptor(number)
+    return Result { () throws(SystemError) in
+      try contents(of: file.rawValue, path, atMost: limit)
+    }
+  }
+
+  /// The bytes from where the descriptor stands; `name` is for errors.
+  static func contents(of descriptor: Int32, _ name: String, atMost limit: Int)
+    throws(SystemError) -> [UInt8]
+  {
     var bytes: [UInt8] = []
     var chunk = [UInt8](repeating: 0, count: 65_536)
     while true {
       // The kernel writes at most the chunk's own count.
       let count = unsafe chunk.withUnsafeMutableBytes {
-        unsafe Glibc.read(file.rawValue, $0.baseAddress, $0.count)
+        unsafe Glibc.read(descriptor, $0.baseAddress, $0.count)
       }
       if count < 0, errno == EINTR { continue }
-      guard count >= 0 else { return .failure(SystemError("read(\(path))", errno)) }
-      guard count > 0 else { return .success(bytes) }
+      guard count >= 0 else { throw SystemError("read(\(name))", errno) }
+      guard count > 0 else { return bytes }
       bytes += chunk[..<count]
-      guard bytes.count <= sizeLimit else { return .failure(SystemError("read(\(path))", EFBIG)) }
+      guard bytes.count <= limit else { throw SystemError("read(\(name))", EFBIG) }
     }
   }
 }

@@ -1,3 +1,6 @@
+import Glibc
+import HostWatch
+
 /// One thing that is wrong with a configuration file.
 struct ConfigurationIssue: Error, Equatable {
   /// Counted from 1; nil when it concerns the file as a whole.
@@ -7,6 +10,8 @@ struct ConfigurationIssue: Error, Equatable {
   var problem: String
   /// What would be right.
   var remedy: String
+  /// The host could not be asked just now: nothing need be wrong with the file.
+  var isPassing = false
 
   /// `FILE:LINE: KEY: what is wrong; what would be right`.
   func text(file: String) -> String {
@@ -20,6 +25,17 @@ struct ConfigurationIssue: Error, Equatable {
 struct ConfigurationRefused: Error {
   let file: String
   let issues: [ConfigurationIssue]
+
+  /// What the process ends with. After `configuration` a service manager does not start it
+  /// again; what passes deserves that.
+  var code: StartFailure.Code {
+    issues.allSatisfy(\.isPassing) ? .systemCall : .configuration
+  }
+}
+
+extension SystemError {
+  /// For want of something that others may give back, or on a medium that failed.
+  var isPassing: Bool { [EAGAIN, EINTR, EIO, EMFILE, ENFILE, ENOMEM].contains(code) }
 }
 
 /// A step from a table or an array to what is in it.

@@ -240,17 +240,23 @@ extension ConfigurationReader {
   }
 
   private func ids(
-    _ key: String, _ kind: String, like example: String, _ lookUp: (String) -> UInt32?,
-    _ section: inout SectionReader
+    _ key: String, _ kind: String, like example: String,
+    _ lookUp: (String) throws(SystemError) -> UInt32?, _ section: inout SectionReader
   ) -> Set<UInt32> {
     var ids: Set<UInt32> = []
     for (name, path) in section.strings(key, like: example) ?? [] {
-      if let id = lookUp(name) {
-        ids.insert(id)
-      } else {
+      do throws(SystemError) {
+        if let id = try lookUp(name) {
+          ids.insert(id)
+        } else {
+          section.refuse(
+            at: path, "unknown \(kind) \(quoted(name))",
+            "write a \(kind) of this host, or a numeric id as a string")
+        }
+      } catch {
         section.refuse(
-          at: path, "unknown \(kind) \(quoted(name))",
-          "write a \(kind) of this host, or a numeric id as a string")
+          at: path, "\(kind) \(quoted(name)) cannot be looked up: \(error)",
+          "try again, or write its numeric id as a string", isPassing: true)
       }
     }
     return ids

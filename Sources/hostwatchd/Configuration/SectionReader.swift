@@ -22,10 +22,13 @@ struct SectionReader {
     refuse(at: key.map { path + [.key($0)] } ?? path, problem, remedy)
   }
 
-  mutating func refuse(at path: KeyPath, _ problem: String, _ remedy: String) {
+  mutating func refuse(
+    at path: KeyPath, _ problem: String, _ remedy: String, isPassing: Bool = false
+  ) {
     issues.append(
       ConfigurationIssue(
-        line: locator.line(of: path), key: path.text, problem: problem, remedy: remedy))
+        line: locator.line(of: path), key: path.text, problem: problem, remedy: remedy,
+        isPassing: isPassing))
   }
 
   mutating func string(_ key: String, like example: String) -> String? {

@@ -23,7 +23,7 @@ enum LogTarget: String, CaseIterable, ExpressibleByArgument {
   /// Then the fields go to the same place as the lines would.
   private static func stderrIsJournal() -> Bool {
     guard let value = environment("JOURNAL_STREAM") else { return false }
-    guard let identity = FileIdentity(descriptor: STDERR_FILENO) else { return false }
+    guard let identity = try? FileIdentity.find(descriptor: STDERR_FILENO) else { return false }
     return value == "\(identity.device):\(identity.inode)"
   }
 }

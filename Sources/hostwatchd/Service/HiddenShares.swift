@@ -10,12 +10,23 @@ enum HiddenShares {
     let message: String
   }
 
-  /// What is wrong with `shares` as this process sees them; nothing when it was
-  /// not started by the service manager, or the host's table cannot be read.
-  static func find(_ shares: [ShareConfiguration]) -> [Finding] {
-    guard getppid() == 1, let host = hostTable(),
-      case .success(let own) = ConfigurationSource.contents(of: "/proc/self/mountinfo")
-    else { return [] }
+  /// A mount table is not longer.
+  private static let tableLimit = 64 << 20
+
+  /// What is wrong with `shares` as this process sees them; nothing when it was not started
+  /// by the service manager. `warn` is called where a mount table cannot be read and so
+  /// nothing is known.
+  static func find(_ shares: [ShareConfiguration], warn: (String) -> Void) -> [Finding] {
+    guard getppid() == 1, !shares.isEmpty else { return [] }
+    let host: [UInt8]
+    let own: [UInt8]
+    do throws(SystemError) {
+      host = try hostTable()
+      own = try ConfigurationSource.contents(of: "/proc/self/mountinfo", atMost: tableLimit).get()
+    } catch {
+      warn("it is not known whether the unit hides a share: \(error)")
+      return []
+    }
     return shares.compactMap { share in
       // As written: a link is followed where it can be, and what hides it
       // cannot be followed.
@@ -58,31 +69,14 @@ enum HiddenShares {
 
   /// Mountinfo of the host's namespace: the unit passes it as standard input,
   /// because /proc may hide pid 1; else pid 1's is tried.
-  private static func hostTable() -> [UInt8]? {
-    if let passed = standardInput() { return passed }
-    guard case .success(let bytes) = ConfigurationSource.contents(of: "/proc/1/mountinfo") else {
-      return nil
-    }
-    return bytes
-  }
-
-  private static func standardInput() -> [UInt8]? {
+  private static func hostTable() throws(SystemError) -> [UInt8] {
     // Only a file that begins again when it is read from the start.
-    guard lseek(STDIN_FILENO, 0, SEEK_SET) == 0 else { return nil }
-    var bytes: [UInt8] = []
-    var buffer = [UInt8](repeating: 0, count: 65536)
-    while true {
-      // At most the buffer's count is written to it.
-      let count = unsafe buffer.withUnsafeMutableBytes {
-        unsafe read(STDIN_FILENO, $0.baseAddress, $0.count)
-      }
-      if count < 0 && errno == EINTR { continue }
-      guard count >= 0 else { return nil }
-      if count == 0 { break }
-      bytes += buffer[..<count]
-      guard bytes.count <= 64 << 20 else { return nil }
+    if lseek(STDIN_FILENO, 0, SEEK_SET) == 0 {
+      let passed = try ConfigurationSource.contents(
+        of: STDIN_FILENO, "standard input", atMost: tableLimit)
+      // What is not a mount table has no root in it.
+      if !passed.isEmpty { return passed }
     }
-    // What is not a mount table has no root in it.
-    return bytes.isEmpty ? nil : bytes
+    return try ConfigurationSource.contents(of: "/proc/1/mountinfo", atMost: tableLimit).get()
   }
 }

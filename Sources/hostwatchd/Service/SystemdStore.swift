@@ -56,8 +56,11 @@ final class SystemdStore: DescriptorStore {
 
   func add(_ descriptor: Int32, name: String) -> Bool {
     let whole = Self.prefix + name
-    // The same name twice would be two descriptors, and go together.
-    if kept.contains(whole) { remove(name) }
+    // The same name twice would be two descriptors, and nobody could tell which is which.
+    if kept.contains(whole) {
+      remove(name)
+      if kept.contains(whole) { return false }
+    }
     let reserve = name == Self.handOver ? 0 : 1
     guard kept.count + reserve < capacity else {
       complainOnce(
@@ -82,13 +85,15 @@ final class SystemdStore: DescriptorStore {
     removeWhole(Self.prefix + name)
   }
 
+  /// What could not be removed counts as kept, and is removed before its name is used again.
   private func removeWhole(_ name: String) {
-    kept.remove(name)
     let result = send(
       "FDSTOREREMOVE=1\nFDNAME=\(name)", [], milliseconds: Self.shortMilliseconds)
-    if result != 0 {
-      complainOnce("a stored descriptor could not be removed: \(SystemError("sendmsg", -result))")
+    guard result == 0 else {
+      return complainOnce(
+        "a stored descriptor could not be removed: \(SystemError("sendmsg", -result))")
     }
+    kept.remove(name)
   }
 
   func take(_ name: String) -> OwnedDescriptor? {

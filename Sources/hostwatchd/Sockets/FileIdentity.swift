@@ -8,8 +8,11 @@ struct FileIdentity: Equatable {
   let inode: UInt64
   let isSocket: Bool
 
-  init?(descriptor: Int32) {
-    self.init(descriptor, "", AT_EMPTY_PATH)
+  static func find(descriptor: Int32) throws(SystemError) -> FileIdentity {
+    var status = statx()
+    let result = unsafe hw_statx(descriptor, "", AT_EMPTY_PATH, wanted, &status)
+    guard result == 0 else { throw SystemError("statx", -result) }
+    return FileIdentity(status)
   }
 
   /// Of the path itself, not of what a symbolic link there points to.
@@ -28,12 +31,6 @@ struct FileIdentity: Equatable {
   }
 
   private static let wanted = UInt32(STATX_TYPE | STATX_INO)
-
-  private init?(_ descriptor: Int32, _ path: String, _ flags: Int32) {
-    var status = statx()
-    guard unsafe hw_statx(descriptor, path, flags, Self.wanted, &status) == 0 else { return nil }
-    self.init(status)
-  }
 
   private init(_ status: statx) {
     device = UInt64(gnu_dev_makedev(status.stx_dev_major, status.stx_dev_minor))

@@ -40,7 +40,11 @@ struct InheritedSockets {
         )
       }
       // A client that hangs up before it is accepted must not block the loop.
-      _ = fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) | O_NONBLOCK)
+      guard fcntl(descriptor, F_SETFL, fcntl(descriptor, F_GETFL) | O_NONBLOCK) == 0 else {
+        throw StartFailure(
+          .systemCall,
+          "\(SystemError("fcntl(F_SETFL)", errno)): the service manager's socket cannot be used")
+      }
       result.listeners.append(descriptor)
     }
     return result

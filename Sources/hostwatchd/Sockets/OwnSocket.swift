@@ -154,10 +154,13 @@ struct LockFile: ~Copyable {
         }
         throw StartFailure.alreadyServed(socketPath, by: holder(descriptor))
       }
-      // The last holder may have unlinked it between our open and our lock.
-      guard let locked = FileIdentity(descriptor: descriptor.rawValue),
-        FileIdentity(path: path) == locked
-      else { continue }
+      do throws(SystemError) {
+        // The last holder may have unlinked it between our open and our lock.
+        guard try FileIdentity.find(path) == FileIdentity.find(descriptor: descriptor.rawValue)
+        else { continue }
+      } catch {
+        throw StartFailure(creating: socketPath, error)
+      }
       writePID(descriptor)
       return LockFile(path: path, descriptor: descriptor)
     }

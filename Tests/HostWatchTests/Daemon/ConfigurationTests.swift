@@ -1,3 +1,4 @@
+import Glibc
 import HostWatch
 import Testing
 
@@ -290,13 +291,29 @@ let testAccounts = Accounts(
     #expect(message.hasPrefix("t.toml:\(line): a bracket is followed by neither"))
   }
 
-  @Test func hostAccountsAreFound() {
-    #expect(Accounts.host.user("root") == 0)
-    #expect(Accounts.host.group("root") == 0)
-    #expect(Accounts.host.user("4711") == 4711)
-    #expect(Accounts.host.user("no such user") == nil)
-    #expect(Accounts.host.group("4294967295") == nil)
-    #expect(Accounts.host.user("") == nil)
+  @Test func hostAccountsAreFound() throws {
+    #expect(try Accounts.host.user("root") == 0)
+    #expect(try Accounts.host.group("root") == 0)
+    #expect(try Accounts.host.user("4711") == 4711)
+    #expect(try Accounts.host.user("no such user") == nil)
+    #expect(try Accounts.host.group("4294967295") == nil)
+    #expect(try Accounts.host.user("") == nil)
+  }
+
+  /// A service manager starts what ends with 71 again, and what ends with 78 not.
+  @Test(arguments: [("", 71), ("[daemon]\nbogus = 1\n", 78)])
+  func whatCannotBeLookedUpNowIsNotWrong(_ wrong: String, _ code: Int32) {
+    let accounts = Accounts(
+      user: { (_) throws(SystemError) in throw SystemError("getpwnam_r", ENOMEM) },
+      group: { _ in 1 })
+    let text = wrong + "[[share]]\nname = \"a\"\npath = \"/a\"\nallow-users = [\"ann\"]\n"
+    let refused = #expect(throws: ConfigurationRefused.self) {
+      try ConfigurationReader.read(text, file: "t.toml", accounts: accounts)
+    }
+    #expect(refused?.code.rawValue == code)
+    #expect(
+      refused?.issues.last?.text(file: "t.toml").contains(
+        "user \"ann\" cannot be looked up: getpwnam_r: Cannot allocate memory") == true)
   }
 }
 
