@@ -29,14 +29,14 @@ final class SystemdStore: DescriptorStore {
   /// nil when there is no store: for a daemon started by hand, and under a manager
   /// that has a NOTIFY_SOCKET but is not systemd, which tells its own processes
   /// by SYSTEMD_EXEC_PID (systemd 248).
-  init?(inherited: [String: [Int32]], complain: @escaping (MessageID, String) -> Void) {
+  convenience init?(
+    inherited: [String: [Int32]], complain: @escaping (MessageID, String) -> Void
+  ) {
     guard let socket = unsafe getenv("NOTIFY_SOCKET") else { return nil }
     guard let own = unsafe getenv("SYSTEMD_EXEC_PID"),
       Int32(unsafe String(cString: own)) == getpid()
     else { return nil }
-    unsafe self.socket = String(cString: socket)
-    self.inherited = inherited
-    self.complain = complain
+    let capacity: Int
     do throws(SystemError) {
       capacity = try UnitQuery().storeMax()
     } catch {
@@ -44,6 +44,22 @@ final class SystemdStore: DescriptorStore {
       capacity = inherited.isEmpty ? Self.assumedCapacity : Int.max
     }
     guard capacity > 0 else { return nil }
+    self.init(
+      socket: unsafe String(cString: socket), capacity: capacity, inherited: inherited,
+      complain: complain)
+  }
+
+  /// - Parameters:
+  ///   - socket: where the manager listens, as NOTIFY_SOCKET has it.
+  ///   - capacity: how many descriptors the store has room for.
+  init(
+    socket: String, capacity: Int, inherited: [String: [Int32]],
+    complain: @escaping (MessageID, String) -> Void
+  ) {
+    self.socket = socket
+    self.capacity = capacity
+    self.inherited = inherited
+    self.complain = complain
     kept = Set(inherited.keys)
   }
 
