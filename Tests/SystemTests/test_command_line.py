@@ -215,6 +215,21 @@ class Process(CommandLineTest):
         self.serve("--log-level", "notice")
         self.assertTrue(self.connects())
 
+    def test_a_directory_cannot_forge_lines(self):
+        """Of file names it is that of a session's root which the log has."""
+        root = self.directory / "a\n<0>forged\x1b[31m"
+        root.mkdir()
+        daemon = self.serve("--log-level", "debug", "--log-target", "stderr")
+        with Client(str(self.socket)) as client:
+            fd = os.open(root, os.O_RDONLY)
+            client.init(descriptor=fd)
+            os.close(fd)
+        line = self.wait_for(daemon, "session on ")
+        self.assertIn("a\\n<0>forged\\u{1b}[31m started", line)
+        daemon.send_signal(signal.SIGTERM)
+        rest = daemon.stderr.read().splitlines()
+        self.assertFalse([line for line in rest if "forged" in line[:12]], rest)
+
     def test_names_cannot_forge_lines(self):
         self.config.write_text('[daemon]\n"a\\n<0>forged" = 1\n')
         done = self.run_to_the_end("--config", self.config, "--log-target", "stderr")

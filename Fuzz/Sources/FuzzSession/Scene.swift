@@ -116,6 +116,7 @@ final class Scene {
       isTakenUp = false
       failures.messages.append(error.description)
     }
+    hub.giveUp(descriptors)
     if !isChanged {
       precondition(failures.messages.isEmpty, "not taken up: \(failures.messages)")
       succession.check(hub)
