@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 
+import faults
 import fusefs
 import runner
 import scratch
@@ -254,6 +255,18 @@ class SlowToClose(DaemonTest):
 
         fusefs.wait_until(starts, "it starts")
 
+    def test_the_daemon_cannot_go_on_meanwhile(self):
+        """It ends of itself then, and its clients see that, though they stay open in the helper."""
+        faults.require()
+        with self.asleep() as daemon, daemon.session(self.share) as client:
+            tracer = subprocess.Popen(
+                ["strace", "-qq", "-o", "/dev/null", "-e", "trace=epoll_wait", "-e",
+                 "inject=epoll_wait:error=EBADF", "-p", str(daemon.pid)])
+            self.addCleanup(tracer.wait)
+            self.addCleanup(tracer.kill)
+            self.assertEqual(daemon.wait(), 71)
+            client.wait_hang_up()
+
     def test_the_daemon_is_told_to_end_twice_meanwhile(self):
         """Who has not read is not waited for, and sees the end."""
         with self.asleep() as daemon, daemon.session(self.share, TREE) as client:
@@ -262,8 +275,7 @@ class SlowToClose(DaemonTest):
             with daemon.session(self.share) as other:
                 other.sync()
             daemon.signal(signal.SIGTERM)
-            fusefs.wait_until(lambda: not os.path.exists(daemon.socket), "it is stopping")
-            self.assertIsNone(daemon.process.poll())
+            daemon.wait_notified("STOPPING=1")
             daemon.signal(signal.SIGTERM)
             self.assertEqual(daemon.wait(), 0)
             client.wait_hang_up()
