@@ -37,6 +37,8 @@ final class Invalidator: Applier {
   private let misplaced: Misplaced
   /// Nodes to be invalidated again.
   private let unarrived = Locked<[UInt64]>([])
+  /// Names to be dropped again: the kernel had no memory for it.
+  private let undropped = Locked<[View.Entry]>([])
 
   init(
     _ view: View, _ backing: Backing, _ notifier: Notifier, _ statistics: Statistics,
@@ -69,10 +71,8 @@ final class Invalidator: Applier {
 
   /// Lets the kernel ask for everything again. The view is out of step already.
   func expireAll() {
-    if notifier.hasEpoch {
-      _ = notifier.incrementEpoch()
-    } else {
-      for entry in view.allEntries { _ = notifier.invalidate(entry) }
+    if !notifier.hasEpoch || notifier.incrementEpoch() != 0 {
+      for entry in view.allEntries { send(entry) }
     }
     for id in view.allIDs { invalidate(id, attributesOnly: false) }
   }
@@ -80,13 +80,19 @@ final class Invalidator: Applier {
   func settle() -> Int32 {
     let (nodes, entries) = misplaced.take()
     for entry in entries { invalidate(entry.name, in: entry.parent) }
+    let names = undropped.withLock { undropped in
+      defer { undropped = [] }
+      return undropped
+    }
+    for entry in names { send(entry) }
     let again =
       unarrived.withLock { unarrived in
         defer { unarrived = [] }
         return unarrived
       } + nodes
     for id in again { invalidate(id, attributesOnly: false) }
-    return unarrived.withLock { $0.isEmpty } ? -1 : 1
+    let isDone = unarrived.withLock { $0.isEmpty } && undropped.withLock { $0.isEmpty }
+    return isDone ? -1 : 1
   }
 
   /// A node may have changed in any way, a directory in its entries too.
@@ -106,7 +112,8 @@ final class Invalidator: Applier {
   }
 
   func invalidate(_ id: UInt64, attributesOnly: Bool) {
-    if notifier.invalidate(id, attributesOnly: attributesOnly) == -ENOENT, view.isKnown(id) {
+    let result = notifier.invalidate(id, attributesOnly: attributesOnly)
+    if result == -ENOMEM || (result == -ENOENT && view.isKnown(id)) {
       unarrived.withLock { $0.append(id) }
     }
   }
@@ -115,7 +122,11 @@ final class Invalidator: Applier {
   /// again, and what inval_entry then drops is looked up once more.
   private func drop(_ entry: View.Entry) {
     view.remove(entry)
-    _ = notifier.invalidate(entry)
+    send(entry)
+  }
+
+  private func send(_ entry: View.Entry) {
+    if notifier.invalidate(entry) == -ENOMEM { undropped.withLock { $0.append(entry) } }
   }
 
   private func told(_ name: Name?, _ directory: UInt64) -> UInt64 {

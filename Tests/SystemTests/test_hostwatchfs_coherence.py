@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
 import random
 import resource
 import shutil
@@ -15,6 +16,7 @@ import subprocess
 import threading
 import time
 
+import faults
 import fusefs
 import runner
 import scratch
@@ -207,6 +209,46 @@ class WithoutHandlesTest(CoherenceTest):
         links = {os.readlink(f"/proc/{self.fs.process.pid}/fd/{number}")
                  for number in os.listdir(f"/proc/{self.fs.process.pid}/fd")}
         self.assertIn(self.path("b"), links)
+
+
+class WithoutMemoryTest(MountTest):
+    """The kernel has no memory for an invalidation: it is sent again."""
+
+    def follower(self):
+        """The thread that tells the kernel."""
+        tasks = f"/proc/{self.fs.process.pid}/task"
+        for task in os.listdir(tasks):
+            with open(f"{tasks}/{task}/comm", encoding="utf-8") as file:
+                if file.read() == "follower\n":
+                    return task
+        return self.fail("no follower")
+
+    def test_nothing_is_stale(self):
+        faults.require()
+        write(self.path("file"), b"before")
+        os.mkdir(self.path("d"))
+        names = [os.path.join(self.mnt, name) for name in ("d", "new")]
+        with open(os.path.join(self.mnt, "file"), "rb", buffering=0) as file:
+            self.assertEqual(file.read(), b"before")
+            self.assertEqual([os.path.exists(name) for name in names], [True, False])
+            self.fs.sync()
+            follower = self.follower()
+            trace = os.path.join(self.base, "trace")
+            tracer = subprocess.Popen(
+                ["strace", "-qq", "-o", trace, "-e", "trace=writev", "-e",
+                 "inject=writev:error=ENOMEM:when=1..9", "-p", follower])
+            self.addCleanup(tracer.wait)
+            self.addCleanup(tracer.kill)
+            status = pathlib.Path(f"/proc/{self.fs.process.pid}/task/{follower}/status")
+            fusefs.wait_until(
+                lambda: f"TracerPid:\t{tracer.pid}\n" in status.read_text(), "it is traced")
+            write(self.path("file"), b"behind")
+            os.rmdir(self.path("d"))
+            os.mkdir(self.path("new"))
+            self.fs.sync()
+            self.assertEqual(os.pread(file.fileno(), 10, 0), b"behind")
+            self.assertEqual([os.path.exists(name) for name in names], [False, True])
+        self.assertGreaterEqual(pathlib.Path(trace).read_text().count("(INJECTED)"), 9)
 
 
 class HandlesTest(MountTest):
