@@ -111,22 +111,29 @@ final class Invalidator: Applier {
     invalidate(directory, attributesOnly: false)
   }
 
-  func invalidate(_ id: UInt64, attributesOnly: Bool) {
+  /// False if it is left to `settle`.
+  @discardableResult
+  func invalidate(_ id: UInt64, attributesOnly: Bool) -> Bool {
     let result = notifier.invalidate(id, attributesOnly: attributesOnly)
-    if result == -ENOMEM || (result == -ENOENT && view.isKnown(id)) {
-      unarrived.withLock { $0.append(id) }
-    }
+    guard result == -ENOMEM || (result == -ENOENT && view.isKnown(id)) else { return true }
+    unarrived.withLock { $0.append(id) }
+    return false
   }
 
   /// The view forgets the name first: a lookup that comes meanwhile enters it
-  /// again, and what inval_entry then drops is looked up once more.
-  private func drop(_ entry: View.Entry) {
+  /// again, and what inval_entry then drops is looked up once more. False if it is left to
+  /// `settle`.
+  @discardableResult
+  func drop(_ entry: View.Entry) -> Bool {
     view.remove(entry)
-    send(entry)
+    return send(entry)
   }
 
-  private func send(_ entry: View.Entry) {
-    if notifier.invalidate(entry) == -ENOMEM { undropped.withLock { $0.append(entry) } }
+  @discardableResult
+  private func send(_ entry: View.Entry) -> Bool {
+    guard notifier.invalidate(entry) == -ENOMEM else { return true }
+    undropped.withLock { $0.append(entry) }
+    return false
   }
 
   private func told(_ name: Name?, _ directory: UInt64) -> UInt64 {
@@ -165,6 +172,9 @@ final class Misplaced: Sendable {
     }
     wake?()
   }
+
+  /// Lets the follower look for what is to be done again.
+  func wakeUp() { state.withLock { $0.wake }?() }
 
   func take() -> (nodes: [UInt64], entries: [View.Entry]) {
     state.withLock { state in

@@ -100,13 +100,13 @@ extension Replay: ReplayMount {
   func closeCached(_ node: NodeID) { backing.drop(node.nodeid) }
 
   func invalidateEntry(_ place: Place) {
-    let entry = View.Entry(place)
-    view.remove(entry)
-    _ = kernel?.notifier.invalidate(entry)
+    if kernel?.invalidator.drop(View.Entry(place)) == false { misplaced.wakeUp() }
   }
 
   func invalidateNode(_ node: NodeID, contents: Bool) {
-    kernel?.invalidator.invalidate(node.nodeid, attributesOnly: !contents)
+    let isDone = kernel?.invalidator.invalidate(node.nodeid, attributesOnly: !contents)
+    // The follower, whose thread this is not, sends it again.
+    if isDone == false { misplaced.wakeUp() }
   }
 
   func expireEntry(_ place: Place) { _ = kernel?.notifier.expire(View.Entry(place)) }
