@@ -17,8 +17,8 @@ import subprocess
 import sys
 import time
 
-import faults
 import fusefs
+import inject
 import runner
 import scratch
 from daemon import Daemon, DaemonTest, table, touch
@@ -257,14 +257,9 @@ class SlowToClose(DaemonTest):
 
     def test_the_daemon_cannot_go_on_meanwhile(self):
         """It ends of itself then, and its clients see that, though they stay open in the helper."""
-        faults.require()
         with self.asleep() as daemon, daemon.session(self.share) as client:
-            tracer = subprocess.Popen(
-                ["strace", "-qq", "-o", "/dev/null", "-e", "trace=epoll_wait", "-e",
-                 "inject=epoll_wait:error=EBADF", "-p", str(daemon.pid)])
-            self.addCleanup(tracer.wait)
-            self.addCleanup(tracer.kill)
-            self.assertEqual(daemon.wait(), 71)
+            with inject.failing(daemon.pid, "epoll_wait", "error=EBADF"):
+                self.assertEqual(daemon.wait(), 71)
             client.wait_hang_up()
 
     def test_the_daemon_is_told_to_end_twice_meanwhile(self):

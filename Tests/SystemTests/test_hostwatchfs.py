@@ -5,7 +5,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import resource
 import shutil
 import socket
 import stat
@@ -15,6 +14,7 @@ import threading
 import time
 
 import fusefs
+import inject
 from daemon import DaemonTest
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -481,18 +481,12 @@ class OperationsTest(MountTest):
     def test_a_wait_for_a_lock_without_a_thread_to_try_it(self):
         path = os.path.join(self.mnt, "file")
         open(path, "wb").close()
-        pid = self.fs.process.pid
-        with open(f"/proc/{pid}/status", encoding="utf-8") as status:
-            size = next(int(line.split()[1]) for line in status if line.startswith("VmSize:"))
         with open(path, "rb") as ours, open(self.path("file"), "rb") as theirs:
             fcntl.flock(theirs, fcntl.LOCK_EX)
-            # Less than a thread's stack.
-            before = resource.prlimit(
-                pid, resource.RLIMIT_AS, ((size << 10) + (1 << 20), resource.RLIM_INFINITY))
-            self.assertEqual(outcome(fcntl.flock, ours, fcntl.LOCK_EX), "ENOLCK")
-            with self.assertRaises((ConnectionResetError, BrokenPipeError)):
-                self.fs.ask("status")
-            resource.prlimit(pid, resource.RLIMIT_AS, before)
+            with inject.failing(self.fs.process.pid, "clone,clone3", "error=EAGAIN"):
+                self.assertEqual(outcome(fcntl.flock, ours, fcntl.LOCK_EX), "ENOLCK")
+                with self.assertRaises((ConnectionResetError, BrokenPipeError)):
+                    self.fs.ask("status")
             self.assertEqual(self.fs.status()["state"], "in-step")
             waiter = subprocess.Popen(["flock", path, "true"])
             self.addCleanup(waiter.kill)

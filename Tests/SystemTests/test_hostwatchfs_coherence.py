@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import pathlib
 import random
 import resource
 import shutil
@@ -16,8 +15,8 @@ import subprocess
 import threading
 import time
 
-import faults
 import fusefs
+import inject
 import runner
 import scratch
 from daemon import Daemon, DaemonTest
@@ -224,7 +223,6 @@ class WithoutMemoryTest(MountTest):
         return self.fail("no follower")
 
     def test_nothing_is_stale(self):
-        faults.require()
         write(self.path("file"), b"before")
         os.mkdir(self.path("d"))
         names = [os.path.join(self.mnt, name) for name in ("d", "new")]
@@ -233,22 +231,15 @@ class WithoutMemoryTest(MountTest):
             self.assertEqual([os.path.exists(name) for name in names], [True, False])
             self.fs.sync()
             follower = self.follower()
-            trace = os.path.join(self.base, "trace")
-            tracer = subprocess.Popen(
-                ["strace", "-qq", "-o", trace, "-e", "trace=writev", "-e",
-                 "inject=writev:error=ENOMEM:when=1..9", "-p", follower])
-            self.addCleanup(tracer.wait)
-            self.addCleanup(tracer.kill)
-            status = pathlib.Path(f"/proc/{self.fs.process.pid}/task/{follower}/status")
-            fusefs.wait_until(
-                lambda: f"TracerPid:\t{tracer.pid}\n" in status.read_text(), "it is traced")
-            write(self.path("file"), b"behind")
-            os.rmdir(self.path("d"))
-            os.mkdir(self.path("new"))
-            self.fs.sync()
-            self.assertEqual(os.pread(file.fileno(), 10, 0), b"behind")
-            self.assertEqual([os.path.exists(name) for name in names], [False, True])
-        self.assertGreaterEqual(pathlib.Path(trace).read_text().count("(INJECTED)"), 9)
+            with inject.failing(self.fs.process.pid, "writev", "error=ENOMEM:when=1..9",
+                                follower) as failed:
+                write(self.path("file"), b"behind")
+                os.rmdir(self.path("d"))
+                os.mkdir(self.path("new"))
+                self.fs.sync()
+                self.assertEqual(os.pread(file.fileno(), 10, 0), b"behind")
+                self.assertEqual([os.path.exists(name) for name in names], [False, True])
+                self.assertGreaterEqual(failed(), 9)
 
 
 class HandlesTest(MountTest):

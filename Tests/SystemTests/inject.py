@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of a process that runs already fail for a while."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+
+import faults
+
+
+@contextlib.contextmanager
+def failing(pid, calls, how, thread=None):
+    """Meanwhile these calls of a process, or of one thread of it, fail as `how` says after
+    strace's "inject=CALLS:". What it gives says how many have. One that sleeps when this
+    begins fails once it returns."""
+    faults.require()
+    with tempfile.NamedTemporaryFile(prefix="hostwatch-trace.", mode="r") as trace:
+        tracer = subprocess.Popen(
+            ["strace", "-qq", *([] if thread else ["-f"]), "-o", trace.name, "-e",
+             f"trace={calls}", "-e", f"inject={calls}:{how}", "-p", str(thread or pid)])
+
+        def is_traced():
+            tasks = [thread] if thread else os.listdir(f"/proc/{pid}/task")
+            return all(f"TracerPid:\t{tracer.pid}\n" in
+                       pathlib.Path(f"/proc/{pid}/task/{task}/status").read_text()
+                       for task in tasks)
+
+        def count():
+            trace.seek(0)
+            return trace.read().count("(INJECTED)")
+
+        try:
+            end = time.monotonic() + 10
+            while not is_traced():
+                if tracer.poll() is not None or time.monotonic() > end:
+                    raise AssertionError(f"strace does not trace {pid}")
+                time.sleep(0.005)
+            yield count
+        finally:
+            tracer.terminate()  # it lets go of them
+            tracer.wait()
