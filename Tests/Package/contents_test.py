@@ -192,6 +192,23 @@ class Documents(unittest.TestCase):
                 self.assertTrue((page.parent / picture).exists(), f"{page.name}: {picture}")
         self.assertGreater(shown, 0)
 
+    def test_no_link_is_dead(self):
+        documents = TREE / "usr/share/doc/hostwatchd"
+        followed = set()
+        for page in documents.glob("*.md"):
+            text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+            for target in re.findall(r"\]\(([^)\s]+)\)", text):
+                path = target.partition("#")[0]
+                if not path or re.match(r"[a-z]+:", path):
+                    continue
+                place = TREE / path[1:] if path.startswith("/") else documents / path
+                with self.subTest(page=page.name, target=target):
+                    self.assertTrue(place.exists())
+                followed.add(path)
+        self.assertGreaterEqual(followed, {
+            "protocol.md", "performance.svg", "/usr/include/hostwatch.h",
+            "/usr/share/doc/libhostwatch-dev/examples/passthrough_ll.patch"})
+
 
 class Library(unittest.TestCase):
     def compile(self, *link):
@@ -306,4 +323,4 @@ class Manual(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(verbosity=1)
+    unittest.main(verbosity=2)

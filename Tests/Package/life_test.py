@@ -284,4 +284,4 @@ class Life(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(verbosity=1, failfast=True)
+    unittest.main(verbosity=2, failfast=True)

@@ -423,4 +423,4 @@ class Asleep(RestartTest, systemd_test.MountTest):
 
 
 if __name__ == "__main__":
-    unittest.main(verbosity=1)
+    unittest.main(verbosity=2)

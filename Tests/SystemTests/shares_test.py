@@ -308,4 +308,4 @@ class Watchdog(SystemdTest):
 
 
 if __name__ == "__main__":
-    unittest.main(verbosity=1)
+    unittest.main(verbosity=2)

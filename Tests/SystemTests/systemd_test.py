@@ -636,4 +636,4 @@ class Mounts(MountTest):
 
 
 if __name__ == "__main__":
-    unittest.main(verbosity=1)
+    unittest.main(verbosity=2)

@@ -17,12 +17,23 @@
  * (pthread_cancel) inside a call, and after fork() only the parent may use a
  * handle.
  *
- * Errors. A function returns 0 or a positive value, or a negative errno. After
- * a negative errno hostwatch_error_text() has the sentence that goes with it.
- * When the connection is lost, every call under way and every later one
+ * Errors. A function that returns an int returns 0 or a positive value, or a
+ * negative errno. After a negative errno hostwatch_error_text() has the sentence
+ * that goes with it.
+ *
+ * When the connection is lost, every request under way and every later one
  * returns -ECONNRESET (the daemon hung up), -EPROTO (one side broke the
- * protocol), -ENOMEM or -ESHUTDOWN (hostwatch_shutdown() was called) until
- * hostwatch_reconnect(). Signals do not end a wait.
+ * protocol), -ENOMEM (no memory for what arrived) or -ESHUTDOWN
+ * (hostwatch_shutdown() was called) until hostwatch_reconnect(): that is what
+ * "the connection is lost" says below. After a hostwatch_reconnect() that failed
+ * it is that call's error; with HOSTWATCH_RECONNECT it may also be what
+ * `reregister` returned, or the error with which the daemon refused a SYNC.
+ * hostwatch_next() returns -ENOTCONN.
+ *
+ * Every request may also return what sendmsg(2) does when the kernel has no
+ * memory (-ENOMEM, -ENOBUFS); the connection stands then. Requests wait for as
+ * long as the daemon takes, whatever timeout_ms is; hostwatch_shutdown() ends
+ * that, a signal does not. Pointers must not be NULL but where it says so.
  *
  * Memory. Events that arrive while a thread waits for a reply are kept in the
  * handle until hostwatch_next() hands them out. There is no limit on them: a
@@ -70,8 +81,9 @@ struct hostwatch;
  *   been sent looks into the table again afterwards, and forgets what is not
  *   there any more.
  *
- * Returns 0, or a negative errno if it could not be done: then the connection
- * is given up and everything begins anew, with the same `since`.
+ * `h` is the handle, `since` is valid during the call, and `argument` is that
+ * of the options. Returns 0, or a negative errno if it could not be done: then
+ * the connection is given up and everything begins anew, with the same `since`.
  */
 typedef int hostwatch_reregister(struct hostwatch *h,
 				 const struct timespec *since, void *argument);
@@ -124,8 +136,8 @@ struct hostwatch_options {
 	uint32_t queue_limit;	 /* bytes; 0 = the daemon's default */
 	uint32_t max_delay_us;	 /* microseconds; 0 = send at once */
 	uint32_t echo_pid;	 /* 0 = this process */
-	int timeout_ms;		 /* of opening and reconnecting; -1 = none;
-				    default 5000 milliseconds */
+	int timeout_ms;		 /* of opening and reconnecting; negative =
+				    none; default 5000 milliseconds */
 	uint32_t flags;		 /* HOSTWATCH_RECONNECT */
 	uint32_t sync_interval_ms; /* with it; 0 = 1000 milliseconds */
 	hostwatch_reregister *reregister; /* with it; NULL = nothing to do */
@@ -135,6 +147,7 @@ struct hostwatch_options {
 /*
  * Sets every field to its default. `size` is sizeof(struct hostwatch_options):
  * a caller built against an older header keeps working with a newer library.
+ * Cannot fail.
  */
 void hostwatch_options_init(struct hostwatch_options *options, size_t size);
 
@@ -144,22 +157,38 @@ void hostwatch_options_init(struct hostwatch_options *options, size_t size);
  * hostwatch_reconnect(), and strings are copied. Every change made after this
  * returns is reported.
  *
- * Returns 0 and the handle in *out; else *out is NULL: -EINVAL for options
- * that make no sense, -ENOENT or -ECONNREFUSED when no daemon listens,
- * -ETIMEDOUT, -EPROTO, or the errno with which the daemon refused (-EPERM,
- * -EACCES, -ENOENT, -EUSERS, …), its sentence being in hostwatch_error_text().
+ * Waits for timeout_ms at most, for the connection and the reply together.
+ *
+ * Returns 0 and the handle in *out; else *out is NULL and the result:
+ *
+ * - -EINVAL: options that make no sense, or option bits that the daemon does not
+ *   know. -ENAMETOOLONG: socket_path is longer than 107 bytes.
+ * - -ENOENT or -ECONNREFUSED: no daemon listens. -EACCES: the socket may not be
+ *   written to. Others of connect(2).
+ * - -ETIMEDOUT; -ECONNRESET: the daemon hung up; -EPROTO: what answered breaks
+ *   the protocol.
+ * - -ENOMEM; -EMFILE or -ENFILE: no descriptor is free for the socket, the
+ *   eventfd or the duplicate of root_fd; -EBADF: root_fd is none.
+ * - The errno with which the daemon refused, its sentence being in
+ *   hostwatch_error_text(): -EPERM, -EACCES, -ENOENT, -EUSERS, … The table of
+ *   refusals in docs/protocol.md (INIT) has them all.
  */
 int hostwatch_open(const struct hostwatch_options *options,
 		   struct hostwatch **out);
 
-/* Ends the session and frees the handle. NULL is ignored. */
+/*
+ * Ends the session and frees the handle, with the descriptors it has made and
+ * the events that were not handed out. Does not wait for the daemon. NULL is
+ * ignored. Cannot fail.
+ */
 void hostwatch_close(struct hostwatch *h);
 
 /*
  * Ends the session for good and wakes every thread that waits in a call, so
  * that they can be joined before hostwatch_close(). Calls return -ESHUTDOWN;
  * hostwatch_next() still hands out what it has, ending with
- * HOSTWATCH_DISCONNECTED. Not for signal handlers.
+ * HOSTWATCH_DISCONNECTED, and returns -ENOTCONN then. Not for signal handlers.
+ * May be called again. Cannot fail.
  */
 void hostwatch_shutdown(struct hostwatch *h);
 
@@ -175,14 +204,18 @@ void hostwatch_shutdown(struct hostwatch *h);
  * lets it try at once, and again if it has given up.
  *
  * Returns 0, -EISCONN when the connection stands, -EALREADY when another thread
- * is reconnecting, or an error of hostwatch_open(); then it may be tried again.
+ * is reconnecting, -ESHUTDOWN after hostwatch_shutdown(), or an error of
+ * hostwatch_open(), or -ENOSPC or -ENOMEM where hostwatch_fd() cannot watch the
+ * new connection; then it may be tried again. With HOSTWATCH_RECONNECT 0 says
+ * only that hostwatch_next() will try.
  */
 int hostwatch_reconnect(struct hostwatch *h);
 
 /*
- * The sentence of the last call that failed in this thread, made by the daemon
- * where it was the daemon that refused. UTF-8, never NULL, cut off at 511
- * bytes, valid until the next call that fails in this thread.
+ * Returns the sentence of the last call that failed in this thread, made by the
+ * daemon where it was the daemon that refused; empty before the first. UTF-8,
+ * never NULL, cut off at 511 bytes, valid until the next call that fails in this
+ * thread.
  */
 const char *hostwatch_error_text(void);
 
@@ -197,26 +230,36 @@ struct hostwatch_session {
 	uint32_t max_nodes;   /* how many may be registered */
 };
 
-/* The session as of the last successful open or reconnect. */
+/*
+ * Copies the session as of the last successful open or reconnect to *out. Does
+ * not ask the daemon, and cannot fail.
+ */
 void hostwatch_session(struct hostwatch *h, struct hostwatch_session *out);
 
 /*
  * Registers one object and waits for the answer (NODES only). `fd` is an open
- * descriptor of it, needed only during the call. `interest` is an event mask,
- * 0 = the session's. `since` is the ctime the server gave to its client, or the
+ * descriptor of it, needed only during the call; for who is not root it has to
+ * be open for reading. `nodeid` and `generation` are the server's own; nodeid is
+ * neither 0 nor 1. `interest` is an event mask, 0 = the session's (or nothing,
+ * with HW_EXPLICIT_INTEREST). `since` is the ctime the server gave to its client, or the
  * last moment it knew its cache to be right (CLOCK_REALTIME_COARSE less 10 ms,
  * as a system call may set the ctime some time before it is done): if the object
  * has changed since, it gets an event with HW_RECHECK. NULL: no check.
  *
  * A directory must be registered before the lookup that led to it is answered.
  *
- * Returns 0, -EXDEV (not on the root's filesystem), -EACCES (the descriptor
- * proves no read access), -ENOSPC (max_nodes reached), -EEXIST (the nodeid and
- * generation name another object), -EINVAL, -EOPNOTSUPP (the object has no
- * file handle), -EBADF, -EMFILE (the daemon has no free descriptor; it may be
- * tried again), -ETOOMANYREFS (for a second this user has had more
- * descriptors on their way in sockets than RLIMIT_NOFILE allows), or that the
- * connection is lost.
+ * Returns 0, or why it is not registered (REGISTER in docs/protocol.md):
+ *
+ * - -EXDEV: not on the root's filesystem. -EACCES: the descriptor proves no read
+ *   access. -ENOSPC: max_nodes is reached. -EOPNOTSUPP: the object has no file
+ *   handle. Others of fstat(2) and name_to_handle_at(2), as -EIO and -ESTALE.
+ * - -EEXIST: the nodeid and generation name another object, or the object is the
+ *   root. -EINVAL: nodeid is 0 or 1, tv_nsec is no part of a second, or the
+ *   session is TREE.
+ * - -EBADF: `fd` is not open. -EMFILE: the daemon has no free descriptor; it may
+ *   be tried again. -ETOOMANYREFS: for a second this user has had more
+ *   descriptors on their way in sockets than RLIMIT_NOFILE allows.
+ * - or that the connection is lost.
  */
 int hostwatch_register(struct hostwatch *h, int fd, uint64_t nodeid,
 		       uint64_t generation, uint64_t interest,
@@ -224,43 +267,74 @@ int hostwatch_register(struct hostwatch *h, int fd, uint64_t nodeid,
 
 /*
  * The same for `count` objects: entries[i] is the object of fds[i], and
- * statuses[i] becomes 0 or a negative errno as above. Any count will do: it is
- * sent as messages of HW_REGISTER_MAX objects.
+ * statuses[i] becomes 0 or a negative errno as above. The three arrays have
+ * `count` elements and are not needed after the call; the `reserved` of an entry
+ * is 0. Any count will do, 0 too: it is sent as messages of HW_REGISTER_MAX
+ * objects, up to four of them ahead of their answers.
  *
  * Returns how many objects were registered (status 0; at most INT_MAX is
  * counted), or a negative errno if a whole message failed or the connection was
- * lost; statuses[] of what was not answered then holds that errno.
+ * lost: -EINVAL (an entry's `reserved` is not 0; or the session is TREE),
+ * -EMFILE, -EBADF and -ETOOMANYREFS as above. No further message is sent then;
+ * statuses[] of what was not answered holds that errno, and the statuses of the
+ * messages that were answered hold: what has 0 is registered.
  */
 int hostwatch_register_many(struct hostwatch *h,
 			    const struct hw_register_entry *entries,
 			    const int *fds, size_t count, int32_t *statuses);
 
 /*
- * The same without waiting: returns 0 once the messages are sent. An object
- * that could not be registered becomes a HOSTWATCH_REGISTER_FAILED event. Meant
- * for files, whose events are also reported through their directory. What is
- * unanswered when the connection is lost is not reported one by one.
+ * The same without waiting for answers; where the socket is full it waits for
+ * room. An object that could not be registered becomes a
+ * HOSTWATCH_REGISTER_FAILED event with the errno that hostwatch_register() would
+ * return. Meant for files, whose events are also reported through their
+ * directory. What is unanswered when the connection is lost is not reported one
+ * by one.
+ *
+ * Returns 0 once the messages are sent, or a negative errno: -EINVAL (the
+ * session is TREE), -ENOMEM, -EBADF (one of fds[] is not open), -ETOOMANYREFS,
+ * or that the connection is lost. Then the messages before the one that failed,
+ * of HW_REGISTER_MAX objects each from the first on, are sent already: their
+ * objects may be registered. Nothing says how many; to send all of them once
+ * more does no harm, and hostwatch_forget() takes them back.
  */
 int hostwatch_register_send(struct hostwatch *h,
 			    const struct hw_register_entry *entries,
 			    const int *fds, size_t count);
 
 /*
- * Ends the registration of `count` nodes (NODES only); what is not registered
- * is ignored. Does not wait. In force for every event after the next reply.
+ * Ends the registration of `count` nodes (NODES only), any number of them; what
+ * is not registered is ignored, and so is the root. Does not wait for the
+ * daemon, which does not answer; where the socket is full it waits for room. In
+ * force for every event after the next reply to any request.
+ *
+ * Returns 0 once the messages are sent, -EINVAL (the session is TREE), or that
+ * the connection is lost: then some may be forgotten, or none, and with the
+ * session all registrations have ended.
  */
 int hostwatch_forget(struct hostwatch *h, const struct hw_node *nodes,
 		     size_t count);
 
 /*
  * Sets the mask in which the server is interested at a node, for a directory
- * that of its entries too (NODES only). Returns 0, -ENOENT (not registered),
- * -EINVAL, or that the connection is lost.
+ * that of its entries too (NODES only), and waits for the answer. `mask` is an
+ * event mask; 0 is no interest, not the session's. The root has one, too.
+ *
+ * Returns 0, -ENOENT (not registered), -EINVAL (the session is TREE), or that
+ * the connection is lost.
  */
 int hostwatch_interest(struct hostwatch *h, uint64_t nodeid,
 		       uint64_t generation, uint64_t mask);
 
-/* The same for many, as hostwatch_register_many() does. */
+/*
+ * The same for `count` nodes, any number of them: statuses[i] becomes 0 or
+ * -ENOENT for entries[i].
+ *
+ * Returns how many masks were set (status 0; at most INT_MAX is counted), or
+ * -EINVAL (the session is TREE), or that the connection is lost. statuses[] of
+ * what was not answered then holds that errno, as hostwatch_register_many() has
+ * it.
+ */
 int hostwatch_interest_many(struct hostwatch *h,
 			    const struct hw_interest_entry *entries,
 			    size_t count, int32_t *statuses);
@@ -270,13 +344,18 @@ int hostwatch_interest_many(struct hostwatch *h,
  * when it was called has been handed out by hostwatch_next() or is in the
  * handle, so that hostwatch_next() with timeout 0 hands them out one after the
  * other before it returns 0. While the daemon resyncs after a loss it waits for
- * the end of that.
+ * the end of that, and so do the requests behind it.
+ *
+ * Returns 0, or that the connection is lost; it has no error of its own.
  */
 int hostwatch_sync(struct hostwatch *h);
 
 /*
- * The daemon's state as a JSON object. *json is NUL-terminated and the caller's
- * to free(); NULL on failure.
+ * The daemon's state as a JSON object (STATUS in docs/protocol.md). *json is
+ * NUL-terminated UTF-8 and the caller's to free(); NULL on failure.
+ *
+ * Returns 0, -ENOMEM (no memory for the text; the connection stands), or that
+ * the connection is lost.
  */
 int hostwatch_status(struct hostwatch *h, char **json);
 
@@ -341,7 +420,7 @@ struct hostwatch_event {
 
 /*
  * Hands out the next event, waiting up to timeout_ms milliseconds for it; 0
- * does not wait, -1 waits for ever.
+ * does not wait, a negative number waits for ever.
  *
  * Returns 1 and the event in *event, or 0 when none came in time (a timeout of
  * 0 may also return 0 while another thread is just reading one), -EBUSY when
@@ -367,8 +446,9 @@ int hostwatch_next(struct hostwatch *h, struct hostwatch_event *event,
  * HOSTWATCH_RECONNECT it is readable also when hostwatch_next() has to connect
  * or to send a SYNC.
  *
- * Returns the descriptor, or a negative errno (-EMFILE, -ENFILE, -ENOMEM) if
- * it could not be made, which happens in the first call only.
+ * Returns the descriptor, or a negative errno (-EMFILE, -ENFILE, -ENOMEM, or
+ * -ENOSPC, epoll(7)'s max_user_watches) if it could not be made. That is tried
+ * in the first call, and again in the next one if it failed.
  */
 int hostwatch_fd(struct hostwatch *h);
 

@@ -15,7 +15,8 @@
  * HOSTWATCH_FSNOTIFY_WHOLE is what its review asked for: nodeid and generation
  * of the object and of both directories, with both names, in one message.
  *
- * No function here calls anything or keeps anything.
+ * No function here makes a system call or keeps anything, so each may be called
+ * from any thread. Pointers must not be NULL.
  */
 #ifndef HOSTWATCH_FSNOTIFY_H
 #define HOSTWATCH_FSNOTIFY_H
@@ -104,17 +105,18 @@ hostwatch_fsnotify_posted_(const struct hostwatch_fsnotify_numbers *numbers,
 
 /*
  * Writes the message or messages that tell the kernel of `event` to `bytes`,
- * one after the other; each is to be written to /dev/fuse by one call, its
- * length being its first 32 bits.
+ * which has room for `size` bytes, one after the other; each is to be written to
+ * /dev/fuse by one call, its length being its first 32 bits.
  *
  * In the posted layout a rename is MOVED_FROM and MOVED_TO, with a cookie that
  * is not 0, and MOVE_SELF; a side of which the session knows nothing is left
  * out. CREATE, DELETE and events with a name go to the directory, the object's
  * own ones to the object.
  *
- * Returns how many bytes, 0 if there is nothing to tell (other kinds, RECHECK,
- * nothing known), -ENOSPC if `size` is not enough (HOSTWATCH_FSNOTIFY_MAX
- * always is), or -EINVAL for numbers that make no sense.
+ * Returns how many bytes, or 0 if there is nothing to tell (other kinds, RECHECK,
+ * nothing known); -EINVAL for numbers that make no sense, or for a name of more
+ * than 255 bytes; -ENOSPC if `size` is less than HOSTWATCH_FSNOTIFY_MAX, whatever
+ * the event needs.
  */
 static inline int
 hostwatch_fsnotify_encode(const struct hostwatch_fsnotify_numbers *numbers,
@@ -187,9 +189,11 @@ hostwatch_fsnotify_encode(const struct hostwatch_fsnotify_numbers *numbers,
  * What the kernel watches on an object, as its request FUSE_FSNOTIFY says it
  * (struct fuse_notify_fsnotify_in of the proposal: mask, then group, 64 bits
  * each): the mask to be given to hostwatch_interest() for the request's nodeid.
+ * `request` is what follows struct fuse_in_header, `size` bytes of it.
  *
- * Returns 0 and the mask in *mask, -ENOSYS if `opcode` is another one, or
- * -EINVAL if the request is not 16 bytes long.
+ * Returns 0 and the mask in *mask, without bits that records do not have;
+ * -ENOSYS if `opcode` is another one, or -EINVAL if the request is not 16 bytes
+ * long. *mask is not written then.
  */
 static inline int
 hostwatch_fsnotify_interest(const struct hostwatch_fsnotify_numbers *numbers,

@@ -45,10 +45,16 @@
  * takes their attributes also where it was told to drop them since it asked.
  *
  * Threads. A notification may wait for a lock that a request of the same
- * directory holds. So hostwatch_fuse_apply() is never called from a request's
- * handler, nor under a lock that a handler takes, nor by the only thread that
- * serves requests: it belongs into a thread of its own, the one that is in
- * hostwatch_next(). Everything else may be called from anywhere.
+ * directory holds. So what sends some, hostwatch_fuse_apply(),
+ * hostwatch_fuse_out_of_step() and hostwatch_fuse_expire(), is never called from
+ * a request's handler, nor under a lock that a handler takes, nor by the only
+ * thread that serves requests: it belongs into a thread of its own, the one that
+ * is in hostwatch_next(). hostwatch_fuse_apply(), hostwatch_fuse_out_of_step()
+ * and hostwatch_fuse_registered() note the state and are called by one thread at
+ * a time. Everything else may be called from anywhere.
+ *
+ * Errors are negative errnos: those of libfuse's fuse_lowlevel_notify_*() and of
+ * writing to /dev/fuse. Pointers must not be NULL but where it says so.
  */
 #ifndef HOSTWATCH_FUSE_H
 #define HOSTWATCH_FUSE_H
@@ -109,7 +115,8 @@ struct hostwatch_fuse {
 	uint64_t moment_;	/* of the last doubt, even; odd: not in step */
 };
 
-/* Ready to be used, in step, with neither links nor names. */
+/* Ready to be used, in step, with neither links nor names; `session` must live
+ * longer than *f does. Cannot fail. */
 static inline void hostwatch_fuse_init(struct hostwatch_fuse *f,
 				       struct fuse_session *session)
 {
@@ -118,8 +125,9 @@ static inline void hostwatch_fuse_init(struct hostwatch_fuse *f,
 }
 
 /*
- * At the beginning of a handler, before it looks at the host; given to
- * hostwatch_fuse_timeout() when it answers.
+ * At the beginning of a handler, before it looks at the host. Returns a number
+ * that means nothing else: it is given to hostwatch_fuse_timeout() when the
+ * handler answers.
  */
 static inline uint64_t hostwatch_fuse_moment(const struct hostwatch_fuse *f)
 {
@@ -127,8 +135,10 @@ static inline uint64_t hostwatch_fuse_moment(const struct hostwatch_fuse *f)
 }
 
 /*
- * How long the kernel may keep what a handler answers: `seconds`, or 0 if the
- * session was or has fallen out of step since `moment`.
+ * How long the kernel may keep what a handler answers, for attr_timeout and
+ * entry_timeout of struct fuse_entry_param and for fuse_reply_attr(). Returns
+ * `seconds`, or 0 if the session was or has fallen out of step since `moment`,
+ * which is what hostwatch_fuse_moment() returned.
  */
 static inline double hostwatch_fuse_timeout(const struct hostwatch_fuse *f,
 					    uint64_t moment, double seconds)
@@ -138,7 +148,7 @@ static inline double hostwatch_fuse_timeout(const struct hostwatch_fuse *f,
 
 /* After HOSTWATCH_CONNECTED, when everything the kernel holds is registered
  * again: timeouts hold again. With HOSTWATCH_RECONNECT, HOSTWATCH_IN_STEP is
- * enough. */
+ * enough. Cannot fail. */
 static inline void hostwatch_fuse_registered(struct hostwatch_fuse *f)
 {
 	uint64_t moment = hostwatch_fuse_moment(f);
@@ -245,7 +255,11 @@ static inline void hostwatch_fuse_inode_(struct hostwatch_fuse *f,
 /*
  * The kernel asks again before it uses the entry, and keeps what it has if the
  * answer is the same: mounts and working directories below stay. Kernels before
- * 6.2 invalidate instead. Returns 0, -ENOENT, or a negative errno.
+ * 6.2 invalidate instead. `name` has `name_size` bytes, 1 at least, and needs no
+ * NUL. It is FUSE_NOTIFY_INVAL_ENTRY with FUSE_EXPIRE_ONLY.
+ *
+ * Returns 0, -ENOENT (the kernel has no such directory or entry), or another
+ * negative errno of writing to /dev/fuse.
  */
 static inline int hostwatch_fuse_expire(struct hostwatch_fuse *f,
 					uint64_t directory, const char *name,
@@ -264,8 +278,9 @@ static inline int hostwatch_fuse_expire(struct hostwatch_fuse *f,
 }
 
 /*
- * Every entry of the kernel's is asked for again before it is used. 0, or
- * -EINVAL before Linux 6.16, which has no epochs.
+ * Every entry of the kernel's is asked for again before it is used
+ * (FUSE_NOTIFY_INC_EPOCH). Returns 0, -EINVAL before Linux 6.16, which has no
+ * epochs, or another negative errno of writing to /dev/fuse.
  */
 static inline int hostwatch_fuse_epoch(struct hostwatch_fuse *f)
 {
@@ -314,8 +329,15 @@ static inline void hostwatch_fuse_doubt_(struct hostwatch_fuse *f,
 		hostwatch_fuse_count_(f, &f->epochs, error, first);
 }
 
-/* Timeouts become 0, also of what is being answered now; then everything that
- * the kernel has is expired. Called for LOST and DISCONNECTED by apply. */
+/*
+ * Timeouts become 0, also of what is being answered now; then everything that
+ * the kernel has is expired. hostwatch_fuse_apply() does it for LOST, DETACHED
+ * and DISCONNECTED.
+ *
+ * Returns what hostwatch_fuse_apply() does: -EINVAL where the kernel has no
+ * epochs (before Linux 6.16) and there is no .names to walk. Timeouts are 0
+ * then all the same.
+ */
 static inline int hostwatch_fuse_out_of_step(struct hostwatch_fuse *f)
 {
 	const struct hw_node root = { FUSE_ROOT_ID, 0 };
@@ -383,9 +405,15 @@ static inline void hostwatch_fuse_record_(struct hostwatch_fuse *f,
 }
 
 /*
- * Does what the table above says. Returns 0, or the first errno (negative) that
- * was not about something the kernel does not have; the rest is done all the
- * same. -ENODEV: the filesystem is unmounted.
+ * Does what the table above says. It waits for locks of the kernel's, and with
+ * .hold for answers that are under way.
+ *
+ * Returns 0, or the first errno (negative) that was not about something the
+ * kernel does not have; the rest is done all the same, and .failed counts them.
+ * -ENODEV: the filesystem is unmounted. -ENOSYS (libfuse's): the kernel's FUSE
+ * protocol is too old for the notification, or its INIT has not come yet.
+ * -EINVAL: the kernel has no epochs, and .names is NULL. After an error
+ * something stale may be in the kernel.
  */
 static inline int hostwatch_fuse_apply(struct hostwatch_fuse *f,
 				       const struct hostwatch_event *event)

@@ -45,8 +45,11 @@ extension HostWatchClient {
       var descriptors = [Int32](repeating: -1, count: Int(hw_descriptors_max))
     }
 
-    /// Connects to the daemon's socket. Fails as connect(2) does: ENOENT and
-    /// ECONNREFUSED mean that no daemon is there.
+    /// Connects to the daemon's socket.
+    ///
+    /// - Throws: `.system`: of connect(2) ENOENT and ECONNREFUSED, which mean that no
+    ///   daemon is there, EACCES and others; ENAMETOOLONG a path that is empty or
+    ///   has more than 107 bytes; EMFILE or ENFILE no descriptor is free.
     public convenience init(path: String = Connection.defaultSocketPath) throws(Failure) {
       let number = hw_socket(false)
       guard number >= 0 else { throw .system(SystemError("socket", -number)) }
@@ -68,6 +71,12 @@ extension HostWatchClient {
     public func nextUnique() -> UInt64 { lastUnique.add(1, ordering: .relaxed).newValue }
 
     /// Sends a request. It waits where the daemon is behind with reading.
+    ///
+    /// - Throws: `.disconnected`: the daemon hung up. `.system`, and nothing is sent:
+    ///   EINVAL no entry or more than one message holds, or a share's name that is
+    ///   empty, longer than 4,096 bytes or has a NUL; of sendmsg(2) EBADF a descriptor
+    ///   is not open, ETOOMANYREFS too many descriptors are on their way in sockets,
+    ///   ENOMEM and ENOBUFS.
     public func send(_ request: Request, unique: UInt64) throws(Failure) {
       if let fault = request.fault { throw .system(fault) }
       let packet = request.packet(unique: unique)
@@ -94,8 +103,10 @@ extension HostWatchClient {
 
     /// Receives the next packet; nil means that the daemon hung up.
     ///
-    /// - Parameter timeoutMilliseconds: how long to wait, -1 for ever. When it
-    ///   is over: `.system`, with ETIMEDOUT.
+    /// - Parameter timeoutMilliseconds: how long to wait, -1 for ever.
+    /// - Throws: `.system` with ETIMEDOUT when that is over, or another error of poll(2)
+    ///   and recvmsg(2). `.malformed`: what came is not the protocol, and the
+    ///   connection is of no use.
     public func receive(timeoutMilliseconds: Int32 = -1) throws(Failure) -> Packet? {
       while true {
         var ready = pollfd(fd: socket, events: Int16(POLLIN), revents: 0)
@@ -151,6 +162,10 @@ extension HostWatchClient.Connection {
   ///   - request: what has a reply: not FORGET.
   ///   - timeoutMilliseconds: the longest silence, -1 for ever.
   ///   - notification: called for each message that is not the reply.
+  /// - Throws: `.refused`: the daemon's error and its sentence. Else what `send` and
+  ///   `receive` throw; after `.system` with ETIMEDOUT the reply may still come, and
+  ///   another call would take it for a breach of the protocol. `.disconnected`: the
+  ///   daemon hung up.
   public func call(
     _ request: HostWatchClient.Request, timeoutMilliseconds: Int32 = -1,
     notification: (HostWatchClient.Packet) -> Void = { _ in }
@@ -170,6 +185,8 @@ extension HostWatchClient.Connection {
   }
 
   /// INIT: the session that the daemon grants.
+  ///
+  /// - Throws: as `call`; `.refused` with one of INIT's table in docs/protocol.md.
   public func attach(
     _ attachment: HostWatchClient.Attachment, timeoutMilliseconds: Int32 = -1
   ) throws(HostWatchClient.Failure) -> HostWatchClient.Session {
@@ -181,6 +198,8 @@ extension HostWatchClient.Connection {
   }
 
   /// STATUS: a JSON object.
+  ///
+  /// - Throws: as `call`.
   public func status(timeoutMilliseconds: Int32 = -1) throws(HostWatchClient.Failure) -> String {
     guard case .status(let text) = try call(.status, timeoutMilliseconds: timeoutMilliseconds)
     else { throw .unexpectedReply }

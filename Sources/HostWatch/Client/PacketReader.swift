@@ -16,6 +16,9 @@ extension HostWatchClient {
     public init() {}
 
     /// Reads one packet; after an error the stream cannot be trusted.
+    ///
+    /// - Throws: ``HostWatchClient/PacketError``: what is wrong with the packet, and at
+    ///   which offset.
     public mutating func read(_ packet: [UInt8]) throws(PacketError) -> Packet {
       let input = PacketInput(packet)
       let header = try input.load(0, hw_header.self)

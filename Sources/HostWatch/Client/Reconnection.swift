@@ -43,8 +43,8 @@ extension HostWatchClient {
     /// The root is registered from the start. If it may have changed, the client
     /// makes a `.recheck` record for it (sequence 0).
     ///
-    /// If it throws, or the connection is lost, everything begins anew with the
-    /// same `since`.
+    /// If it throws, whatever that is, or the connection is lost, everything begins
+    /// anew with the same `since`.
     public var register: @Sendable (HostWatchClient, Moment) async throws -> Void
     /// The shortest time between two of the client's own SYNCs, in milliseconds.
     public var syncIntervalMilliseconds: UInt32

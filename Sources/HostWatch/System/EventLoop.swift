@@ -6,12 +6,17 @@
 public protocol EventLoop: AnyObject {
   /// Calls `handler` with what is ready whenever `descriptor` is ready for
   /// any of `readiness` (level-triggered), until the source is cancelled.
+  ///
+  /// - Throws: the errno of what the loop is made of, as ENOMEM, or epoll_ctl(2)'s
+  ///   EPERM for a descriptor that cannot be waited for and ENOSPC.
   func watch(
     _ descriptor: Int32, for readiness: Readiness, priority: LoopPriority,
     handler: @escaping (Readiness) -> Void
   ) throws(SystemError) -> any LoopSource
 
   /// A timer that is not armed yet. It fires once each time it is armed.
+  ///
+  /// - Throws: the errno of what the loop is made of, as ENOMEM or EMFILE.
   func timer(priority: LoopPriority, handler: @escaping () -> Void) throws(SystemError)
     -> any LoopTimer
 }

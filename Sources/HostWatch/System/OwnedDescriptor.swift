@@ -23,6 +23,8 @@ public struct OwnedDescriptor: ~Copyable {
   }
 
   /// A second descriptor of the same open file.
+  ///
+  /// - Throws: EMFILE: this process may have no more descriptors.
   public borrowing func duplicate() throws(SystemError) -> OwnedDescriptor {
     OwnedDescriptor(try checked(hw_duplicate(rawValue), "fcntl(F_DUPFD_CLOEXEC)"))
   }
