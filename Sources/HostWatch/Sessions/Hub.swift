@@ -61,6 +61,8 @@ public final class Hub {
   ///   - loop: on whose thread everything runs.
   ///   - limits: what clients may use.
   ///   - report: called for what an operator may want to know.
+  /// - Throws: `SystemError` of what the loop makes a timer or a watch of the mount table with:
+  ///   EMFILE, ENFILE, ENOMEM, ENOSPC.
   public init(
     loop: any EventLoop, limits: Limits, report: @escaping (Diagnostic) -> Void
   ) throws(SystemError) {
@@ -93,6 +95,8 @@ public final class Hub {
   // MARK: Connections
 
   /// Accepts connections from a listening SOCK_SEQPACKET socket.
+  ///
+  /// - Throws: `SystemError` of the loop's watch (ENOMEM, ENOSPC); the listener is closed then.
   public func serve(_ listener: consuming OwnedDescriptor) throws(SystemError) {
     let number = listener.take()
     do throws(SystemError) {

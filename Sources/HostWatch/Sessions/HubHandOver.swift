@@ -50,7 +50,10 @@ extension Hub {
   }
 
   /// Goes on where an earlier process ended; how many sessions there are. `finishTakingUp`
-  /// has to follow once the shares are set.
+  /// has to follow once the shares are set, and `giveUp` in any case.
+  ///
+  /// - Throws: `HandOverError` where the bytes are not a state of this version. Nothing has
+  ///   been taken up then. What cannot be taken up of a right one is reported, and ends.
   public func takeUp(_ bytes: [UInt8], _ descriptors: HandedDescriptors) throws(HandOverError)
     -> Int
   {
