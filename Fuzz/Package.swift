@@ -23,6 +23,7 @@ let package = Package(
       name: "FuzzSupport", dependencies: [.product(name: "HostWatch", package: "hostwatchd")]),
     target("FuzzRecords"),
     target("FuzzRequests"),
+    target("FuzzMounts", ["FuzzSupport"]),
     target("FuzzHandOver"),
     target("FuzzSession", ["FuzzSupport", "CFuzz"]),
     // Calls what the C library's files share, by its own header.
