@@ -22,6 +22,7 @@ let package = Package(
     .target(
       name: "FuzzSupport", dependencies: [.product(name: "HostWatch", package: "hostwatchd")]),
     target("FuzzRecords"),
+    target("FuzzReconciler", ["FuzzSupport"]),
     target("FuzzRequests"),
     target("FuzzMounts", ["FuzzSupport"]),
     target("FuzzHandOver"),
