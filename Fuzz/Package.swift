@@ -22,7 +22,9 @@ let package = Package(
     .target(
       name: "FuzzSupport", dependencies: [.product(name: "HostWatch", package: "hostwatchd")]),
     target("FuzzRecords"),
+    target("FuzzReconciler", ["FuzzSupport"]),
     target("FuzzRequests"),
+    target("FuzzMounts", ["FuzzSupport"]),
     target("FuzzHandOver"),
     target("FuzzSession", ["FuzzSupport", "CFuzz"]),
     // Calls what the C library's files share, by its own header.

@@ -153,6 +153,7 @@ import Testing
   }
 
   @Test func aHandleOfAnotherKindIsNoIdentity() {
+    #expect(identity(.tmpfs, 1, [1, 0, 0, 0] + [UInt8](repeating: 0, count: 8)) == nil)
     #expect(identity(.ext4, 0x81, [UInt8](repeating: 1, count: 12)) == nil)
     #expect(identity(.xfs, 1, [UInt8](repeating: 1, count: 8)) == nil)
     #expect(identity(.btrfs, 0x4d, [UInt8](repeating: 1, count: 12)) == nil)

@@ -86,6 +86,19 @@ import Testing
     }
   }
 
+  @Test func aNameLongerThanAnyIsRefused() throws {
+    func record(_ length: Int) -> [UInt8] {
+      let name = String(repeating: "n", count: length)
+      return RecordBytes.record(
+        .init(
+          mask: 0x2, pid: 1, object: 0, directory: 2, name: name, newDirectory: 0, newName: ""))
+    }
+    #expect(try parse(record(255)).first?.nameSize == 255)
+    #expect { try parse(record(256)) } throws: { error in
+      (error as? RecordError)?.problem == .nameNotTerminated
+    }
+  }
+
   @Test func randomBytesNeverReachBeyondTheBuffer() {
     var generator = SeededGenerator(state: 7)
     for _ in 0..<20_000 {

@@ -6,20 +6,34 @@ import Glibc
 
 @testable import HostWatch
 
+/// Room for the longest packet, which all clients share.
+nonisolated(unsafe) private let buffer = UnsafeMutableRawBufferPointer.allocate(
+  byteCount: 1 << 18, alignment: 16)
+
 /// A client that says whatever the input says, and checks what it is told.
 final class Client {
   private let socket: Int32
+  private let uid: uid_t
   private var sequence: UInt64 = 0
-  /// What INIT's answer said; 0 before it.
-  private(set) var session: UInt64 = 0
+  private var grant: Grant?
+  private var tree: TreeModel?
   private var unique: UInt64 = 0
-  private var answered: UInt64 = 0
+  private var requests = Requests()
+  /// It has been told that something was lost, and not yet that this was made up for.
+  private var isLosing = false
+  /// The daemon has said that it ends the connection.
+  private var isCutOff = false
+  /// There is nothing more to read, or the daemon was told that the client goes.
   private var isOver = false
   /// What a state that was changed has put into its queue may be anything.
   var isUnchecked = false
 
+  /// 0 before INIT was granted.
+  var session: UInt64 { grant?.session ?? 0 }
+
   /// nil when the daemon's backlog is full.
   init?(_ place: Place, asUser uid: uid_t) {
+    self.uid = uid
     socket = hw_socket(true)
     guard socket >= 0 else { return nil }
     // SO_PEERCRED is of the moment of connect(2).
@@ -35,15 +49,15 @@ final class Client {
   func hangUp() { close(socket) }
 
   func sendRaw(_ input: inout FuzzInput, _ place: Place) {
-    let descriptors = self.descriptors(&input, place)
-    send(input.block(4096), descriptors)
+    let kinds = self.kinds(&input)
+    send(input.block(4096), kinds, place)
   }
 
   /// A packet whose header is right, and whose count fits its length as often
   /// as not.
   func sendRequest(_ input: inout FuzzInput, _ place: Place) {
     let type = UInt16(input.below(8))
-    let descriptors = self.descriptors(&input, place)
+    let kinds = self.kinds(&input)
     var body = input.block(1024)
     if type == UInt16(HW_INIT) {
       // major, minor: what is spoken.
@@ -54,7 +68,7 @@ final class Client {
       body.replaceSubrange(0..<8, with: [UInt8(count & 0xff), UInt8(count >> 8), 0, 0, 0, 0, 0, 0])
       if let size = sizes[type] { body.removeLast(body.count - 8 - count * size) }
     }
-    send(packet(type, body), descriptors)
+    send(packet(type, body), kinds, place)
   }
 
   private func packet(_ type: UInt16, _ body: [UInt8]) -> [UInt8] {
@@ -67,44 +81,68 @@ final class Client {
     return packet + body
   }
 
-  /// Whether a SYNC is answered, `turn` being what makes the daemon go on.
-  func syncs(_ turn: () -> Void) -> Bool {
-    send(packet(UInt16(HW_SYNC), []), [])
+  /// Whether a SYNC is answered, `turn` being what makes the daemon go on. False where the
+  /// connection has ended.
+  func syncs(_ place: Place, _ turn: () -> Void) -> Bool {
+    guard !isUnchecked else { return false }
+    send(packet(UInt16(HW_SYNC), []), [], place)
     let asked = unique
-    for _ in 0..<200 where answered < asked && !isOver {
+    for _ in 0..<200 where isWaiting(for: asked) && !isOver {
       turn()
       drain()
     }
-    return answered >= asked
+    precondition(isOver || !isWaiting(for: asked), "no answer to a SYNC")
+    return !isOver
+  }
+
+  private func isWaiting(for unique: UInt64) -> Bool {
+    requests.unanswered.contains { $0.unique == unique }
+  }
+
+  /// At the end: everything has been answered, and the tree is what the records say.
+  func finish(_ place: Place, _ turn: () -> Void) {
+    for _ in 0..<50 where !isOver && !requests.unanswered.isEmpty {
+      turn()
+      drain()
+    }
+    guard !isUnchecked else { return }
+    precondition(
+      isOver || requests.unanswered.isEmpty, "not answered: \(requests.unanswered)")
+    guard tree != nil, syncs(place, turn), let difference = tree?.difference() else { return }
+    preconditionFailure("the tree is another: \(difference)")
   }
 
   private func append(_ number: some FixedWidthInteger, to packet: inout [UInt8]) {
     withUnsafeBytes(of: number) { packet += $0 }
   }
 
-  private func descriptors(_ input: inout FuzzInput, _ place: Place) -> [Int32] {
-    (0..<input.below(10)).map { _ in place.open(input.byte()) }.filter { $0 >= 0 }
+  private func kinds(_ input: inout FuzzInput) -> [UInt8] {
+    (0..<input.below(10)).map { _ in input.byte() }
   }
 
-  private func send(_ packet: [UInt8], _ descriptors: [Int32]) {
-    packet.withUnsafeBytes { bytes in
-      _ = hw_send_with_descriptors(
-        socket, bytes.baseAddress ?? UnsafeRawPointer(bitPattern: 8)!, bytes.count, descriptors,
-        UInt32(descriptors.count), Int32(MSG_DONTWAIT))
+  private func send(_ packet: [UInt8], _ kinds: [UInt8], _ place: Place) {
+    let opened = kinds.map { (kind: $0, number: place.open($0)) }.filter { $0.number >= 0 }
+    let result = packet.withUnsafeBytes { bytes in
+      hw_send_with_descriptors(
+        socket, bytes.baseAddress ?? UnsafeRawPointer(bitPattern: 8)!, bytes.count,
+        opened.map(\.number), UInt32(opened.count), Int32(MSG_DONTWAIT))
     }
-    for number in descriptors { close(number) }
+    for (_, number) in opened { close(number) }
+    guard result >= 0 else { return }
+    // An empty packet is a hang-up.
+    if packet.isEmpty { isOver = true }
+    requests.add(Requests.Sent(packet: packet, kinds: opened.map(\.kind)))
   }
 
   /// Reads all there is.
   func drain() {
-    var buffer = [UInt8](repeating: 0, count: 1 << 18)
     while true {
-      let count = recv(socket, &buffer, buffer.count, Int32(MSG_DONTWAIT))
+      let count = recv(socket, buffer.baseAddress, buffer.count, Int32(MSG_DONTWAIT))
       guard count > 0 else {
         isOver = isOver || count == 0 || errno != EAGAIN
         return
       }
-      buffer.withUnsafeBytes { check(UnsafeRawBufferPointer(rebasing: $0[..<count])) }
+      check(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
     }
   }
 
@@ -113,44 +151,103 @@ final class Client {
     precondition(packet.count >= MemoryLayout<hw_header>.size, "a packet without a header")
     let header = packet.loadUnaligned(as: hw_header.self)
     precondition(Int(header.size) == packet.count && header.flags == 0, "a wrong header")
-    if header.type & 0x8000 != 0 {
-      let reply = packet.loadUnaligned(as: hw_reply.self)
-      precondition(reply.error <= 0 && reply.error > -4096, "not a negative errno")
-      answered = max(answered, header.unique)
-      if header.type == 0x8001, reply.error == 0 {
-        session = packet.loadUnaligned(as: hw_init_reply.self).session
-      }
-      return
-    }
+    precondition(!isCutOff, "a packet behind the last")
+    if header.type & UInt16(HW_REPLY) != 0 { return checkReply(packet, header) }
     precondition(header.unique == 0, "an answer to nothing")
-    precondition(session != 0, "told before INIT")
+    guard let grant else { preconditionFailure("told before INIT") }
     switch UInt32(header.type) {
-    case UInt32(HW_EVENTS): checkRecords(packet)
-    case UInt32(HW_LOST):
-      precondition(packet.loadUnaligned(as: hw_lost.self).sequence == sequence, "LOST: a gap")
-    case UInt32(HW_RESYNCED):
-      precondition(packet.loadUnaligned(as: hw_resynced.self).sequence == sequence)
-    case UInt32(HW_DETACHED): break
+    case HW_EVENTS: checkRecords(packet, grant)
+    case HW_LOST:
+      let lost = whole(packet, hw_lost.self)
+      precondition(lost.sequence == sequence && lost.reserved == 0, "LOST: a gap")
+      precondition(!isLosing && (1...3).contains(lost.reason), "LOST twice, or for no reason")
+      isLosing = true
+    case HW_RESYNCED:
+      let resynced = whole(packet, hw_resynced.self)
+      precondition(resynced.sequence == sequence && isLosing, "RESYNCED without LOST")
+      precondition(resynced.nodes_reported <= resynced.nodes_checked, "RESYNCED: more than there")
+      precondition(!grant.isTree || resynced.nodes_checked == 0, "RESYNCED: nodes of a tree")
+      isLosing = false
+      tree?.rescan()
+    case HW_DETACHED:
+      let detached = whole(packet, hw_detached.self)
+      precondition((1...3).contains(detached.reason) && detached.reserved == 0, "DETACHED")
+      isCutOff = true
     default: preconditionFailure("a message that does not exist: \(header.type)")
     }
   }
 
-  private func checkRecords(_ packet: UnsafeRawBufferPointer) {
-    var at = MemoryLayout<hw_events>.size
-    let count = packet.loadUnaligned(as: hw_events.self).count
-    precondition(count > 0, "no records")
-    for _ in 0..<count {
-      precondition(at + MemoryLayout<hw_record>.size <= packet.count, "a record beyond its packet")
-      let record = packet.loadUnaligned(fromByteOffset: at, as: hw_record.self)
-      precondition(record.size % 8 == 0 && at + Int(record.size) <= packet.count)
+  private func whole<Body: BitwiseCopyable>(_ packet: UnsafeRawBufferPointer, _: Body.Type) -> Body
+  {
+    precondition(packet.count == MemoryLayout<Body>.size, "a message of a wrong size")
+    return packet.loadUnaligned(as: Body.self)
+  }
+
+  private func checkRecords(_ packet: UnsafeRawBufferPointer, _ grant: Grant) {
+    let records = SentRecord.all(in: packet)
+    grant.check(records, packet: packet.count)
+    for record in records {
       sequence += 1
       precondition(record.sequence == sequence, "a gap in the sequence")
-      let strings =
-        Int(record.name_size) + Int(record.new_name_size) + Int(record.path_size)
-        + Int(record.new_path_size)
-      precondition(MemoryLayout<hw_record>.size + strings <= Int(record.size), "strings beyond")
-      at += Int(record.size)
+      tree?.apply(record)
     }
-    precondition(at == packet.count, "bytes after the last record")
+  }
+
+  private func checkReply(_ packet: UnsafeRawBufferPointer, _ header: hw_header) {
+    precondition(packet.count >= MemoryLayout<hw_reply>.size, "a reply that is too short")
+    let reply = packet.loadUnaligned(as: hw_reply.self)
+    let tail = packet[MemoryLayout<hw_reply>.size...]
+    let (forgets, request) = requests.take(header)
+    for forget in forgets {
+      for index in 0..<forget.count { grant?.forget(forget.node(index, size: 16)) }
+    }
+    precondition(reply.error <= 0 && reply.error > -4096, "not a negative errno")
+    guard reply.error == 0 else {
+      let text = String(validating: tail, as: UTF8.self)
+      precondition(text?.isEmpty == false && reply.detail == 0, "an error without a sentence")
+      isCutOff = reply.error == -EPROTO
+      return
+    }
+    switch UInt32(request.type) {
+    case HW_INIT:
+      precondition(grant == nil && reply.detail == 0, "INIT was granted twice")
+      let granted = Grant(whole(packet, hw_init_reply.self), mode: request.load(48), uid: uid)
+      grant = granted
+      if granted.isTree { tree = model(granted, request) }
+    case HW_REGISTER, HW_INTEREST:
+      let statuses = checkStatuses(tail, reply, request)
+      guard request.type == UInt16(HW_REGISTER) else { return }
+      for (index, status) in statuses.enumerated() where status == 0 {
+        grant?.register(request.node(index, size: 40))
+      }
+    case HW_SYNC:
+      precondition(grant != nil && tail.isEmpty && reply.detail == 0, "SYNC's reply")
+    case HW_STATUS:
+      precondition(reply.detail == 0 && tail.first == 0x7b && tail.last == 0x7d, "not an object")
+    default: preconditionFailure("\(request.type) was answered")
+    }
+  }
+
+  private func checkStatuses(
+    _ tail: Slice<UnsafeRawBufferPointer>, _ reply: hw_reply, _ request: Requests.Sent
+  ) -> [Int32] {
+    let count = request.count
+    let bytes = UnsafeRawBufferPointer(rebasing: tail)
+    precondition(reply.detail == count && bytes.count == (count * 4 + 7) & ~7, "statuses' count")
+    precondition(bytes[(count * 4)...].allSatisfy { $0 == 0 }, "padding that is not zero")
+    let statuses = (0..<count).map {
+      bytes.loadUnaligned(fromByteOffset: $0 * 4, as: Int32.self)
+    }
+    precondition(statuses.allSatisfy { $0 <= 0 && $0 > -4096 }, "a status that is no errno")
+    return statuses
+  }
+
+  /// A model of the share, if the session looks at that and is told all it takes.
+  private func model(_ grant: Grant, _ request: Requests.Sent) -> TreeModel? {
+    let isShare = request.kinds.isEmpty || request.kinds[0] & 15 < 2
+    guard isShare, grant.options & UInt32(HW_SUPPRESS_ECHO) == 0,
+      grant.events.isSuperset(of: [.create, .delete, .rename])
+    else { return nil }
+    return TreeModel(Place.share)
   }
 }

@@ -7,8 +7,9 @@ import Glibc
 
 /// Whole sessions: requests in any order, descriptors of any kind, changes of
 /// the files, peers that come and go, configurations that change. What the
-/// daemon sends is well formed and without gaps, nothing is left of anybody,
-/// and it does not trap.
+/// daemon sends is well formed and without gaps; every request is answered once,
+/// in order; a session hears of what it has registered alone; a TREE session's records
+/// end in the tree that is there; nothing is left of anybody, and it does not trap.
 ///
 /// Each byte of an input is a step of `Scene.step`. A scratch tmpfs is mounted
 /// in a mount namespace of the fuzzer's own. The daemon serves one input after

@@ -51,10 +51,11 @@ final class Place {
     }
   }
 
-  /// One change on the host.
+  /// One change on the host, of names in the share or in directories of it.
   func change(_ what: UInt8, _ which: UInt8) {
-    let first = Place.share + "/" + Place.names[Int(which & 15) % Place.names.count]
-    let second = Place.share + "/" + Place.names[Int(which >> 4) % Place.names.count]
+    let (deep, deeper) = (what / 10 & 1 != 0, what / 10 & 2 != 0)
+    let first = path(deep ? "/a/" : "/", which & 15)
+    let second = path(deeper ? "/b/" : "/", which >> 4)
     switch what % 10 {
     case 0: _ = close(Glibc.open(first, O_CREAT | O_WRONLY | O_NONBLOCK, 0o644))
     case 1: _ = unlink(first)
@@ -67,6 +68,10 @@ final class Place {
     case 8: _ = rename(Place.root + "/beside/x", second)
     default: _ = chmod(first, mode_t(0o600 | Int(which & 7)))
     }
+  }
+
+  private func path(_ folder: String, _ which: UInt8) -> String {
+    Place.share + folder + Place.names[Int(which) % Place.names.count]
   }
 
   func empty() {

@@ -94,6 +94,7 @@ final class Scene {
     guard restarts < Self.mostRestarts else { return }
     restarts += 1
     let left = hub.handOver(within: 2_000_000)
+    States.keep(left)
     var state = left.state
     let size = state.count - HandOverEncoder.headerSize
     for _ in 0..<changes {
@@ -124,7 +125,7 @@ final class Scene {
     hub.setShares(shares)
     if isTakenUp { hub.finishTakingUp() }
     _ = hub.figures
-    if !isChanged { succession.check(clients) { loop.run(turns: 50) } }
+    if !isChanged { succession.check(clients, place) { loop.run(turns: 50) } }
   }
 
   /// The daemon ends, and another is there; of what it was told the old one knows nothing.
@@ -157,10 +158,8 @@ final class Scene {
     loop.run(turns: 2000)
     for client in clients { client.drain() }
     loop.run(turns: 2000)
-    for client in clients {
-      client.drain()
-      client.hangUp()
-    }
+    for client in clients { client.finish(place) { loop.run(turns: 2000) } }
+    for client in clients { client.hangUp() }
     clients = []
     loop.run(turns: 2000)
     precondition(hub.sessions.isEmpty, "a session outlived its connection")

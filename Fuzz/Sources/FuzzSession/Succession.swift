@@ -35,11 +35,11 @@ struct Succession {
   }
 
   /// Once shares are set: who is idle is answered, whatever it has not read yet.
-  func check(_ clients: [Client], _ turn: () -> Void) {
+  func check(_ clients: [Client], _ place: Place, _ turn: () -> Void) {
     for client in clients {
       client.drain()
       guard let member = members[client.session], member.isAttached, member.isIdle else { continue }
-      precondition(client.syncs(turn), "no answer to a SYNC after a restart")
+      precondition(client.syncs(place, turn), "no answer to a SYNC after a restart")
     }
   }
 }

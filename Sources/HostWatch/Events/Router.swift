@@ -348,12 +348,15 @@ import CHostWatch
       return
     }
     var record = OutgoingRecord(mask: event.mask, flags: event.flags, node: node)
+    // Of a directory that has no identity nothing can be told, as of such an object.
     if from != 0 {
-      record.directory = scope.identity(directory) ?? .none
+      guard let identity = scope.identity(directory) else { return }
+      record.directory = identity
       record.name = event.name
     }
     if to != 0, let newDirectory = event.newDirectory {
-      record.newDirectory = scope.identity(newDirectory) ?? .none
+      guard let identity = scope.identity(newDirectory) else { return }
+      record.newDirectory = identity
       record.newName = event.newName
     }
     if event.mask.contains(.rename) {

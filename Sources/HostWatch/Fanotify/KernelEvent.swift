@@ -31,6 +31,7 @@ struct RecordError: Error, Equatable {
     case badLength(UInt32)
     case badInfoLength(UInt16)
     case badHandleLength(UInt32)
+    /// It does not end within its record, or is longer than NAME_MAX.
     case nameNotTerminated
     case repeatedInfo(UInt8)
   }
@@ -42,8 +43,8 @@ struct RecordError: Error, Equatable {
 /// Takes the bytes of one read(2) of a fanotify group apart.
 ///
 /// In: bytes. Out: events with offsets into them, one per record, in order.
-/// It holds that every offset and size of an event lies within its record and
-/// that no handle is longer than 128 bytes. Refused: anything else, with the
+/// It holds that every offset and size of an event lies within its record, and that no
+/// handle is longer than 128 bytes and no name longer than 255. Refused: anything else, with the
 /// offset. No I/O, no allocation beyond `events`' own growth.
 enum RecordParser {
   static func parse(_ bytes: RawSpan, into events: inout [KernelEvent]) throws(RecordError) {
@@ -143,10 +144,14 @@ enum RecordParser {
     return UInt32(start)
   }
 
+  /// What a name can be (NAME_MAX). Of a longer one the kernel gives nothing.
+  private static let nameMax = 255
+
   /// The bytes before the NUL that ends the name, which must come before `end`.
   private static func nameLength(_ bytes: RawSpan, _ start: Int, _ end: Int)
     throws(RecordError) -> Int
   {
+    let end = min(end, start + nameMax + 1)
     var size = 0
     while start + size < end {
       if load(bytes, start + size, UInt8.self) == 0 { return size }

@@ -51,8 +51,9 @@ enum InodeLayout: Equatable {
     }
   }
 
-  private func node(_ inode: UInt64, _ generation: UInt32) -> NodeID {
-    NodeID(nodeid: inode, generation: UInt64(generation))
+  /// nil for inode number 0, which would be nobody.
+  private func node(_ inode: UInt64, _ generation: UInt32) -> NodeID? {
+    inode == 0 ? nil : NodeID(nodeid: inode, generation: UInt64(generation))
   }
 
   /// What is inside an overlay handle: `struct ovl_fb` behind three bytes of

@@ -42,11 +42,15 @@ public enum HostView {
     guard var current = table.last(where: { !ids.contains($0.parent) || $0.parent == $0.id }) else {
       return nil
     }
-    // The next mount on the way is the one that is met first.
-    while let next = table.filter({
-      $0.parent == current.id && $0.id != current.id
-        && parts.starts(with: components($0.mountPoint))
-    }).min(by: { components($0.mountPoint).count < components($1.mountPoint).count }) {
+    // A table that was read while mounts were moved may have two on each other: no way leads
+    // over more mounts than there are.
+    for _ in table {
+      // The next mount on the way is the one that is met first.
+      let next = table.filter {
+        $0.parent == current.id && $0.id != current.id
+          && parts.starts(with: components($0.mountPoint))
+      }.min { components($0.mountPoint).count < components($1.mountPoint).count }
+      guard let next else { break }
       current = next
     }
     let rest = parts.dropFirst(components(current.mountPoint).count)

@@ -97,5 +97,13 @@ import Testing
     #expect(HiddenShares.advice(try #require(hidden("/srv", own))).contains("RootDirectory="))
   }
 
+  @Test func mountsOnEachOtherEnd() {
+    let own =
+      "1 1 8:1 / / rw - ext4 d rw\n2 1 0:5 / /a rw - fuse d rw\n"
+      + "3 2 0:6 / /a rw - fuse d rw\n2 3 0:5 / /a rw - fuse d rw\n"
+    #expect(HostView.hidden("/a", own: Array(own.utf8), host: Array(own.utf8)) == nil)
+    #expect(hidden("/b", own) == nil)
+  }
+
   @Test func noTableSaysNothing() { #expect(hidden("/srv", "") == nil) }
 }
