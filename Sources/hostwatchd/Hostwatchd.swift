@@ -71,7 +71,7 @@ struct Hostwatchd: ParsableCommand {
       return 0
     } catch {
       for issue in error.issues { StderrLog.write(issue.text(file: error.file)) }
-      return error.code.rawValue
+      return StartFailure.Code(error).rawValue
     }
   }
 
@@ -83,7 +83,7 @@ struct Hostwatchd: ParsableCommand {
     } catch let refused as ConfigurationRefused {
       refused.log(to: logger, as: .configurationRefused)
       ServiceManager.failed(refused.issues.first?.text(file: refused.file) ?? "")
-      return refused.code.rawValue
+      return StartFailure.Code(refused).rawValue
     } catch let failure as StartFailure {
       logger.critical("\(failure.message)", metadata: .of(failure.messageID))
       ServiceManager.failed(failure.message)

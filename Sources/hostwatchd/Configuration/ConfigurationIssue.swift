@@ -26,11 +26,7 @@ struct ConfigurationRefused: Error {
   let file: String
   let issues: [ConfigurationIssue]
 
-  /// What the process ends with. After `configuration` a service manager does not start it
-  /// again; what passes deserves that.
-  var code: StartFailure.Code {
-    issues.allSatisfy(\.isPassing) ? .systemCall : .configuration
-  }
+  var isPassing: Bool { issues.allSatisfy(\.isPassing) }
 }
 
 extension SystemError {

@@ -12,6 +12,12 @@ struct StartFailure: Error {
     case systemCall = 71
     case noPermission = 77
     case configuration = 78
+
+    /// After `configuration` a service manager does not start it again; what passes
+    /// deserves that.
+    init(_ refused: ConfigurationRefused) {
+      self = refused.isPassing ? .systemCall : .configuration
+    }
   }
 
   let code: Code

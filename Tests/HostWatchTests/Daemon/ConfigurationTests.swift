@@ -310,7 +310,7 @@ let testAccounts = Accounts(
     let refused = #expect(throws: ConfigurationRefused.self) {
       try ConfigurationReader.read(text, file: "t.toml", accounts: accounts)
     }
-    #expect(refused?.code.rawValue == code)
+    #expect(refused.map { StartFailure.Code($0).rawValue } == code)
     #expect(
       refused?.issues.last?.text(file: "t.toml").contains(
         "user \"ann\" cannot be looked up: getpwnam_r: Cannot allocate memory") == true)
