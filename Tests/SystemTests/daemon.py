@@ -35,6 +35,9 @@ def binary():
 
 
 def _end_all():
+    # All of them first: what else is done at an end may fail when a test was interrupted.
+    for daemon in _running:
+        daemon.process.kill()
     for daemon in _running[:]:
         daemon.kill()
 
@@ -189,7 +192,7 @@ class Daemon:
         """A connection after a granted INIT, by directory path or share name."""
         return granted(self.connect(), root, mode, **fields)
 
-    def unprivileged(self, uid=65534, gid=65534, groups=()):
+    def unprivileged(self, uid=65534, gid=65534, groups=(), kind=Client):
         """A connection that a process of another user has made. That process
         waits until the returned client is closed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -216,7 +219,7 @@ class Daemon:
             ours.close()
             os.waitpid(child, 0)
             raise PermissionError("the child could not connect")
-        client = Client(sock=socket.socket(fileno=fds[0]))
+        client = kind(sock=socket.socket(fileno=fds[0]))
         client.peer_pid = child
         close = client.close
 
