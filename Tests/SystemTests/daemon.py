@@ -110,12 +110,12 @@ class Daemon:
         self.spawn()
         self.wait_notified("READY=1")
 
-    def wait_notified(self, line):
+    def wait_notified(self, line, timeout=START_TIMEOUT):
         """Waits until the daemon tells its service manager `line`."""
         pidfd = os.pidfd_open(self.process.pid)
         try:
             while True:
-                ready, _, _ = select.select([self.notify, pidfd], [], [], START_TIMEOUT)
+                ready, _, _ = select.select([self.notify, pidfd], [], [], timeout)
                 if self.notify in ready:
                     if line in self.notify.recv(65536).decode().split("\n"):
                         return
@@ -125,7 +125,7 @@ class Daemon:
                     self._ended(status)
                     raise AssertionError(f"ended with {status} before {line}:\n{self.log()}")
                 else:
-                    raise AssertionError(f"no {line} in {START_TIMEOUT} s:\n{self.log()}")
+                    raise AssertionError(f"no {line} in {timeout} s:\n{self.log()}")
         finally:
             os.close(pidfd)
 
