@@ -3,31 +3,31 @@ import HostWatch
 
 /// The daemon's socket, and whether something answers there.
 enum DaemonChecks {
-  static func all(socketPath: String) -> [Check] {
+  /// The status is nil if there is none to be read.
+  static func all(socketPath: String) -> (checks: [Check], status: JSON?) {
     let connection: HostWatchClient.Connection
     do throws(HostWatchClient.Failure) {
       connection = try HostWatchClient.Connection(path: socketPath)
     } catch {
-      return [unreachable(error, socketPath)]
+      return ([unreachable(error, socketPath)], nil)
     }
     let socket = Check.ok("socket", "\(socketPath) takes connections")
     do throws(HostWatchClient.Failure) {
       let text = try connection.status(timeoutMilliseconds: 5000)
       guard let status = try? JSONParser.parse(text) else {
-        return [
-          socket,
-          .fail("daemon", "its status is not JSON", "install the same version of both programs"),
-        ]
+        let foreign = Check.fail(
+          "daemon", "its status is not JSON", "install the same version of both programs")
+        return ([socket, foreign], nil)
       }
-      return [socket, answers(status)] + version(status) + reload(status) + capabilities(status)
+      let checks =
+        [socket, answers(status)] + version(status) + reload(status) + capabilities(status)
         + shares(status)
+      return (checks, status)
     } catch {
-      return [
-        socket,
-        .fail(
-          "daemon", "it does not answer: \(error)",
-          "see \"journalctl -u hostwatchd\"; \"systemctl restart hostwatchd\" starts it anew"),
-      ]
+      let silent = Check.fail(
+        "daemon", "it does not answer: \(error)",
+        "see \"journalctl -u hostwatchd\"; \"systemctl restart hostwatchd\" starts it anew")
+      return ([socket, silent], nil)
     }
   }
 

@@ -29,9 +29,12 @@ struct Doctor: ParsableCommand {
   func run() throws {
     var checks = HostChecks.all()
     if let path { checks += FilesystemChecks(path: path).all() }
-    checks += DaemonChecks.all(socketPath: daemon.socketPath)
+    let asked = DaemonChecks.all(socketPath: daemon.socketPath)
+    checks += asked.checks
     // After it was asked: a socket unit starts it then.
-    if path == nil { checks += InstallationChecks(socketPath: daemon.socketPath).all() }
+    if path == nil {
+      checks += InstallationChecks(socketPath: daemon.socketPath, status: asked.status).all()
+    }
     let failed = checks.contains { $0.state == .fail }
     var output = Output()
     if json {

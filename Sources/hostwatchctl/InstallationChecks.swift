@@ -15,16 +15,19 @@ struct InstallationChecks {
   /// The properties of the units; nil where systemd does not run.
   let serviceUnit: [String: String]?
   let socketUnit: [String: String]?
+  /// What the daemon answered; nil if none did.
+  let status: JSON?
 
-  init(socketPath: String) {
+  init(socketPath: String, status: JSON?) {
     self.socketPath = socketPath
+    self.status = status
     serviceUnit = Self.properties(Self.service)
     socketUnit = Self.properties(Self.socket)
   }
 
   func all() -> [Check] {
-    units() + socketRights() + configuration() + [catalog()] + hostwatchfs() + mounts()
-      + leftovers()
+    units() + socketRights() + configuration() + [catalog()] + hostwatchfs() + mountUnits()
+      + mounts() + leftovers()
   }
 
   /// What `systemctl show` says. The unit exists if `LoadState` is `loaded`.
@@ -146,16 +149,35 @@ struct InstallationChecks {
       .first { unsafe access($0, X_OK) == 0 }
   }
 
+  /// Of the daemon that answers, or else of the one that the unit would start.
+  private var command: DaemonCommand {
+    status?["pid"].integer.flatMap { DaemonCommand(pid: $0) }
+      ?? serviceUnit?["ExecStart"].flatMap { DaemonCommand(execStart: $0) }
+      ?? DaemonCommand([])
+  }
+
   private func configuration() -> [Check] {
     let name = "configuration"
-    let path = Self.defaultConfiguration
-    guard unsafe access(path, F_OK) == 0 else {
-      return [.ok(name, "there is no \(path); the defaults hold, and there is no share")]
+    let command = command
+    if let given = command.configuration, command.path == nil {
+      return [
+        .warn(
+          name, "\(given) is in a directory of the daemon's that this user may not look at",
+          "run doctor as root")
+      ]
     }
-    guard unsafe access(path, R_OK) == 0 else {
+    let path = command.path ?? Self.defaultConfiguration
+    if command.configuration == nil, unsafe access(path, F_OK) != 0 {
+      let hasShares = status.map { !$0["shares"].elements.isEmpty } ?? !command.shares.isEmpty
+      let rest = hasShares ? "" : ", and there is no share"
+      return [.ok(name, "there is no \(path); the defaults hold\(rest)")]
+    }
+    if unsafe access(path, R_OK) != 0 && errno == EACCES {
       return [.warn(name, "\(path) may not be read by this user", "run doctor as root")]
     }
-    guard let program, let outcome = Command.run([program, "--check-config"]) else {
+    guard let program,
+      let outcome = Command.run([program, "--check-config"] + command.arguments)
+    else {
       return [.warn(name, "hostwatchd is not there to check \(path)", "install hostwatchd")]
     }
     let lines = outcome.output.split(separator: "\n").map(String.init)
@@ -224,6 +246,38 @@ struct InstallationChecks {
       return [.fail(name, "/dev/fuse cannot be opened", "modprobe fuse")]
     }
     return [.ok(name, "version \(said), and /dev/fuse is there")]
+  }
+
+  /// The units that mount, for a mount that a unit failed to make is in no table.
+  private func mountUnits() -> [Check] {
+    let name = "mount-unit"
+    guard serviceUnit != nil else { return [] }
+    let command = [
+      "systemctl", "list-units", "--all", "--full", "--plain", "--no-legend", "--no-pager",
+      "hostwatchfs@*",
+    ]
+    guard let listed = Command.run(command), listed.status == 0 else {
+      return [.warn(name, "systemctl does not list the units of mounts", "systemctl list-units")]
+    }
+    return listed.output.split(separator: "\n").compactMap { Self.mountUnit(name, String($0)) }
+  }
+
+  /// A line of `systemctl list-units`; nil for a unit that was stopped, or is none.
+  static func mountUnit(_ name: String, _ line: String) -> Check? {
+    let words = line.split(separator: " ").map(String.init)
+    guard words.count >= 4 else { return nil }
+    let unit = words[0]
+    // systemd writes what a unit's name cannot have with a backslash, a shell's character.
+    let shown = unit.contains("\\") ? "'\(unit)'" : unit
+    let state = words[2] == words[3] ? words[2] : "\(words[2]) (\(words[3]))"
+    let advice = "see \"journalctl -u \(shown)\", then \"systemctl restart \(shown)\""
+    switch (words[2], words[3]) {
+    case ("failed", _): return .fail(name, "\(unit) has failed: nothing is mounted", advice)
+    case ("activating", "auto-restart"):
+      return .warn(name, "\(unit) has ended, and is started again", advice)
+    case ("inactive", _): return nil
+    default: return .ok(name, "\(unit) is \(state)")
+    }
   }
 
   /// Those of hostwatchfs in this mount namespace: whether a server is there and answers.

@@ -37,6 +37,17 @@ enum Probe {
     bytes("/proc/\(pid)/comm").map { HostWatchClient.Name($0) }
   }
 
+  /// Where a symbolic link leads; nil if it cannot be read.
+  static func link(_ path: String) -> String? {
+    let target = unsafe withUnsafeTemporaryAllocation(of: CChar.self, capacity: Int(PATH_MAX)) {
+      buffer -> [UInt8]? in
+      // A temporary allocation always has an address.
+      let size = unsafe readlink(path, buffer.baseAddress!, buffer.count)
+      return unsafe size < 0 ? nil : buffer.prefix(size).map { UInt8(bitPattern: $0) }
+    }
+    return target.map { String(decoding: $0, as: UTF8.self) }
+  }
+
   private static func bytes(_ path: String) -> [UInt8]? {
     let number = unsafe path.withCString { unsafe hw_openat(AT_FDCWD, $0, O_RDONLY, 0) }
     guard number >= 0 else { return nil }

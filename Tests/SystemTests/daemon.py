@@ -35,6 +35,9 @@ def binary():
 
 
 def _end_all():
+    # All of them first: what else is done at an end may fail when a test was interrupted.
+    for daemon in _running:
+        daemon.process.kill()
     for daemon in _running[:]:
         daemon.kill()
 
@@ -107,12 +110,12 @@ class Daemon:
         self.spawn()
         self.wait_notified("READY=1")
 
-    def wait_notified(self, line):
+    def wait_notified(self, line, timeout=START_TIMEOUT):
         """Waits until the daemon tells its service manager `line`."""
         pidfd = os.pidfd_open(self.process.pid)
         try:
             while True:
-                ready, _, _ = select.select([self.notify, pidfd], [], [], START_TIMEOUT)
+                ready, _, _ = select.select([self.notify, pidfd], [], [], timeout)
                 if self.notify in ready:
                     if line in self.notify.recv(65536).decode().split("\n"):
                         return
@@ -122,7 +125,7 @@ class Daemon:
                     self._ended(status)
                     raise AssertionError(f"ended with {status} before {line}:\n{self.log()}")
                 else:
-                    raise AssertionError(f"no {line} in {START_TIMEOUT} s:\n{self.log()}")
+                    raise AssertionError(f"no {line} in {timeout} s:\n{self.log()}")
         finally:
             os.close(pidfd)
 
@@ -189,7 +192,7 @@ class Daemon:
         """A connection after a granted INIT, by directory path or share name."""
         return granted(self.connect(), root, mode, **fields)
 
-    def unprivileged(self, uid=65534, gid=65534, groups=()):
+    def unprivileged(self, uid=65534, gid=65534, groups=(), kind=Client):
         """A connection that a process of another user has made. That process
         waits until the returned client is closed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -216,7 +219,7 @@ class Daemon:
             ours.close()
             os.waitpid(child, 0)
             raise PermissionError("the child could not connect")
-        client = Client(sock=socket.socket(fileno=fds[0]))
+        client = kind(sock=socket.socket(fileno=fds[0]))
         client.peer_pid = child
         close = client.close
 

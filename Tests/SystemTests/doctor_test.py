@@ -11,8 +11,8 @@ import tempfile
 import unittest
 
 import systemd_test
-from systemd_test import (CONFIG, CTL, DAEMON, ROOT, SERVICE, SOCKET, SystemdTest, drop_in,
-                          eventually, run, show, systemctl)
+from systemd_test import (CONFIG, CTL, DAEMON, MOUNTS, ROOT, SERVICE, SOCKET, UNITS, SystemdTest,
+                          drop_in, eventually, run, show, systemctl)
 
 FS = os.path.join(os.path.dirname(DAEMON), "hostwatchfs")
 CATALOGS = pathlib.Path("/usr/lib/systemd/catalog")
@@ -184,6 +184,81 @@ class Doctor(SystemdTest):
         self.assertEqual(status, 1)
         self.assertIn(f'"umount {mount}"', self.assert_state(
             checks, "mount", "fail", f"{mount} cannot be used: ")["advice"])
+
+    def test_mount_units(self):
+        """A mount that could not be made is in no table: its unit says so."""
+        self.configure()
+        systemctl("start", SERVICE)
+        self.assertNotIn("mount-unit", self.doctor()[1])
+        drop_in("[Service]\nRestart=no\n", unit=MOUNTS)
+        self.addCleanup(shutil.rmtree, UNITS / f"{MOUNTS}.d")
+        configurations = pathlib.Path("/etc/hostwatchfs")
+        configurations.mkdir(exist_ok=True)
+        for name, source in (("good", self.share), ("bad", "/run/not-there")):
+            mount = tempfile.mkdtemp(prefix="mount-", dir="/tmp")
+            self.addCleanup(os.rmdir, mount)
+            file = configurations / f"{name}.conf"
+            file.write_text(f"SOURCE={source}\nMOUNTPOINT={mount}\n")
+            self.addCleanup(file.unlink)
+            self.addCleanup(systemctl, "stop", f"hostwatchfs@{name}.service", check=False)
+        systemctl("start", "hostwatchfs@good.service")
+        systemctl("start", "hostwatchfs@bad.service", check=False)
+        eventually(lambda: show("ActiveState", "hostwatchfs@bad.service") == "failed")
+        status, checks = self.doctor()
+        self.assertEqual(status, 1)
+        self.assert_state(checks, "mount-unit", "ok", "hostwatchfs@good.service is active")
+        failed = self.assert_state(checks, "mount-unit", "fail", "hostwatchfs@bad.service has failed")
+        self.assertIn('"journalctl -u hostwatchfs@bad.service"', failed["advice"])
+        systemctl("stop", "hostwatchfs@good.service")
+        systemctl("reset-failed", "hostwatchfs@bad.service")
+        status, checks = self.doctor()
+        self.assertEqual(status, 0, checks)
+        self.assertNotIn("mount-unit", checks)
+
+    def other_configuration(self):
+        path = pathlib.Path("/etc/hostwatchd/other.toml")
+        path.write_text(f'[[share]]\nname = "other"\npath = "{self.share}"\n')
+        self.addCleanup(path.unlink)
+        return path
+
+    def test_configuration_of_the_unit(self):
+        """The file of ExecStart is looked at, whether the daemon runs or not."""
+        other = self.other_configuration()
+        drop_in(f"[Service]\nExecStart=\nExecStart={DAEMON} --config {other}\n")
+        CONFIG.write_text("[limits]\nnonsense = 1\n")
+        systemctl("start", SERVICE)
+        status, checks = self.doctor()
+        self.assertEqual(status, 0, checks)
+        self.assert_state(checks, "configuration", "ok", str(other), "1 share configured")
+        systemctl("stop", "hostwatchd.socket", SERVICE)
+        other.write_text("[limits]\nnonsense = 1\n")
+        _, checks = self.doctor()
+        self.assert_state(checks, "socket", "fail")
+        self.assert_state(checks, "configuration", "fail", f"{other}:2: limits.nonsense")
+
+    def started_by_hand(self, *arguments):
+        """doctor's checks of a daemon that no unit has started."""
+        socket = f"{self.share}-socket"
+        daemon = subprocess.Popen([DAEMON, "--socket", socket, *arguments], cwd="/etc/hostwatchd",
+                                  stderr=subprocess.DEVNULL)
+        try:
+            eventually(lambda: os.path.exists(socket))
+            return self.doctor("--socket", socket)[1]
+        finally:
+            daemon.terminate()
+            daemon.wait()
+
+    def test_started_by_hand(self):
+        checks = self.started_by_hand("--share", f"src={self.share}")
+        self.assert_state(checks, "share", "ok", "src is watched")
+        self.assertNotIn("there is no share",
+                         self.assert_state(checks, "configuration", "ok", f"no {CONFIG}")["finding"])
+        checks = self.started_by_hand()
+        self.assert_state(checks, "configuration", "ok", f"no {CONFIG}", "there is no share")
+        other = self.other_configuration()
+        # Relative to where it was started.
+        checks = self.started_by_hand(f"--config={other.name}", "--share", f"src={self.share}")
+        self.assert_state(checks, "configuration", "ok", str(other), "2 shares configured")
 
     def test_queue(self):
         with open("/proc/sys/fs/fanotify/max_queued_events", encoding="ascii") as file:

@@ -82,15 +82,15 @@ class ManagedDaemon(TracedDaemon):
             self.said += lines
             self.heard.notify_all()
 
-    def wait_notified(self, line):
-        end = time.monotonic() + START_TIMEOUT
+    def wait_notified(self, line, timeout=START_TIMEOUT):
+        end = time.monotonic() + timeout
         with self.heard:
             while line not in self.said:
                 self.heard.wait(0.02)
                 if self.process.poll() is not None:
                     break
                 if time.monotonic() > end:
-                    raise AssertionError(f"no {line} in {START_TIMEOUT} s:\n{self.log()}")
+                    raise AssertionError(f"no {line} in {timeout} s:\n{self.log()}")
             if line in self.said:
                 return
         status = self.wait()

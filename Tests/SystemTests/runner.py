@@ -61,6 +61,23 @@ def attempts(count):
     return mark
 
 
+def end_by_signals(once):
+    """SIGTERM and SIGHUP end a run as Ctrl-C does, so that what it changed is put back. A
+    runner that several tell to end heeds the first."""
+    owner = os.getpid()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def on_signal(number, _frame):
+        if os.getpid() != owner:  # what a test forked
+            os._exit(128 + number)
+        for each in numbers if once else ():
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        signal.signal(number, on_signal)
+
+
 class TimedOut(Exception):
     pass
 
@@ -158,7 +175,8 @@ def work(queue, words):
     os.set_inheritable(queue, False)
     report = os.dup(1)
     os.dup2(2, 1)  # what tests print
-    parts = found(words)
+    parts = found(words)  # what it imports has handlers of its own
+    end_by_signals(once=True)
     taken = iter(lambda: os.read(queue, 2), b"")
     outcome = run_tests(parts[int.from_bytes(index, "little")] for index in taken)
     with open(report, "w", encoding="utf-8") as file:
@@ -184,7 +202,7 @@ def run_beside(jobs, parts, words):
             output = worker.communicate()[0]
         except KeyboardInterrupt:
             for other in workers:
-                other.send_signal(signal.SIGINT)
+                other.send_signal(signal.SIGTERM)
             for other in workers:
                 other.wait()  # they clean up
             raise
@@ -210,6 +228,7 @@ def main():
             return 0
         began = time.monotonic()
         parts = found(options.words)
+        end_by_signals(once=False)
         with turn(exclusive=False):
             limit = read_limit()
         try:

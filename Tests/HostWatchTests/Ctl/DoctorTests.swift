@@ -1,3 +1,4 @@
+import Glibc
 import Testing
 
 @testable import hostwatchctl
@@ -27,5 +28,47 @@ struct DoctorTests {
     #expect(outcome == Command.Outcome(status: nil, output: "so far\n"))
     let quiet = try #require(Command.run(["sh", "-c", "exec >&- 2>&-; exec sleep 60"], seconds: 1))
     #expect(quiet == Command.Outcome(status: nil, output: ""))
+  }
+
+  @Test("of a daemon's command line the configuration and the shares are taken")
+  func commandLine() {
+    let command = DaemonCommand(
+      ["--log-level", "debug", "--config", "a b.toml", "--share=x=/x", "--share", "y=/y=z"],
+      directory: "/srv")
+    #expect(command.path == "/srv/a b.toml")
+    #expect(
+      command.arguments == ["--config", "/srv/a b.toml", "--share", "x=/x", "--share", "y=/y=z"])
+    #expect(DaemonCommand(["--config=/c"]).path == "/c")
+    #expect(DaemonCommand(["--socket", "--config", "/c"]).path == nil)
+    let unknown = DaemonCommand(["--config", "c"])
+    #expect(unknown.configuration == "c")
+    #expect(unknown.path == nil)
+    #expect(DaemonCommand([]).arguments == [])
+    #expect(DaemonCommand(pid: Int(getpid())) == nil)
+  }
+
+  @Test("what systemctl show says of ExecStart is read")
+  func execStart() {
+    let shown = """
+      { path=/usr/sbin/hostwatchd ; argv[]=/usr/sbin/hostwatchd --config etc/other.toml \
+      ; ignore_errors=no ; start_time=[n/a] ; stop_time=[n/a] ; pid=0 ; code=(null) ; status=0/0 }
+      """
+    #expect(DaemonCommand(execStart: shown)?.path == "/etc/other.toml")
+    #expect(DaemonCommand(execStart: "") == nil)
+  }
+
+  @Test("a line of systemctl list-units is judged by its states")
+  func mountUnits() throws {
+    func check(_ states: String) -> Check? {
+      InstallationChecks.mountUnit("mount-unit", #"hostwatchfs@a\x2db.service loaded \#(states) x"#)
+    }
+    let failed = try #require(check("failed failed"))
+    #expect(failed.state == .fail)
+    #expect(failed.advice?.contains(#"journalctl -u 'hostwatchfs@a\x2db.service'"#) ?? false)
+    #expect(check("active running")?.state == .ok)
+    #expect(check("activating auto-restart")?.state == .warn)
+    #expect(check("activating start-pre")?.state == .ok)
+    #expect(check("inactive dead") == nil)
+    #expect(InstallationChecks.mountUnit("mount-unit", "") == nil)
   }
 }
