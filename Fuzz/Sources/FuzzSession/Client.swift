@@ -85,7 +85,8 @@ final class Client {
   /// connection has ended.
   func syncs(_ place: Place, _ turn: () -> Void) -> Bool {
     guard !isUnchecked else { return false }
-    send(packet(UInt16(HW_SYNC), []), [], place)
+    // A connection that was cut off takes none.
+    guard send(packet(UInt16(HW_SYNC), []), [], place) else { return false }
     let asked = unique
     for _ in 0..<200 where isWaiting(for: asked) && !isOver {
       turn()
@@ -120,7 +121,9 @@ final class Client {
     (0..<input.below(10)).map { _ in input.byte() }
   }
 
-  private func send(_ packet: [UInt8], _ kinds: [UInt8], _ place: Place) {
+  /// False if it could not be sent.
+  @discardableResult
+  private func send(_ packet: [UInt8], _ kinds: [UInt8], _ place: Place) -> Bool {
     let opened = kinds.map { (kind: $0, number: place.open($0)) }.filter { $0.number >= 0 }
     let result = packet.withUnsafeBytes { bytes in
       hw_send_with_descriptors(
@@ -128,10 +131,11 @@ final class Client {
         opened.map(\.number), UInt32(opened.count), Int32(MSG_DONTWAIT))
     }
     for (_, number) in opened { close(number) }
-    guard result >= 0 else { return }
+    guard result >= 0 else { return false }
     // An empty packet is a hang-up.
     if packet.isEmpty { isOver = true }
     requests.add(Requests.Sent(packet: packet, kinds: opened.map(\.kind)))
+    return true
   }
 
   /// Reads all there is.

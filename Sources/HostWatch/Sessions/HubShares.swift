@@ -118,7 +118,7 @@ extension Hub {
   func open(_ share: Share) throws(Refusal) -> Session.Target {
     check(share)
     guard share.filesystem != nil else {
-      throw Refusal(ENODEV, "The share is not available now: \(share.error ?? "not attached").")
+      throw Refusal(ENODEV, "The share is not available now: \(share.error ?? "not attached.")")
     }
     return try resolve(share.configuration)
   }

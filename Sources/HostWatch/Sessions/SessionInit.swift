@@ -112,9 +112,15 @@ extension Session {
 
   private func echoPID(_ value: Request.Initialize) throws(Refusal) -> Int32 {
     guard value.echoPID != 0 else { return peer.pid }
-    guard let pid = Int32(exactly: value.echoPID),
-      let owner = try? Syscall.owner(ofProcess: pid)
-    else { throw Refusal(ESRCH, "echo_pid names no process.") }
+    let none = Refusal(ESRCH, "echo_pid names no process.")
+    guard let pid = Int32(exactly: value.echoPID) else { throw none }
+    let owner: UInt32
+    do throws(SystemError) {
+      owner = try Syscall.owner(ofProcess: pid)
+    } catch {
+      if error.code == ENOENT || error.code == ESRCH { throw none }
+      throw Refusal(error.code, "It is not known whose process echo_pid is: \(error).")
+    }
     guard isPrivileged || owner == peer.uid else {
       throw Refusal(EPERM, "echo_pid names a process of another user.")
     }
