@@ -169,6 +169,17 @@ struct HandOverTests {
     }
   }
 
+  @Test("is refused when the next session would be none, or one that is there")
+  func nextSession() {
+    var state = HandOverState()
+    for sessions in [[], [Self.waiting()]] {
+      (state.nextSession, state.sessions) = (sessions.first?.id ?? 0, sessions)
+      #expect(throws: HandOverError.self) {
+        try HandOverDecoder.decode(HandOverEncoder.encode(state), descriptors: 9)
+      }
+    }
+  }
+
   @Test("is refused with a number that would overflow when it is added to")
   func largeNumbers() throws {
     let changes: [(inout HandOverState) -> Void] = [

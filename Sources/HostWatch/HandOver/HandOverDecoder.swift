@@ -67,6 +67,7 @@ enum HandOverDecoder {
         try use(mount.root)
       }
     }
+    guard state.nextSession > 0 else { throw HandOverError("the state's next session is none") }
     var last: UInt64 = 0
     for session in state.sessions {
       guard session.id > last, session.id < state.nextSession else {
