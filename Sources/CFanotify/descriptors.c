@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #ifndef SYS_close_range
 #define SYS_close_range 436
@@ -68,14 +69,37 @@ static pid_t start_helper(struct helper *own, char *end_of_stack)
 #endif
 }
 
-int hw_close_elsewhere(const int *descriptors, unsigned int count)
+static void free_place(unsigned int place)
+{
+	munmap(helpers[place].memory, helper_memory);
+	helpers[place].pid = 0;
+}
+
+/* A place for a helper, or helpers_max. */
+static unsigned int find_place(void)
 {
 	unsigned int place = 0;
 
-	if (count > hw_close_elsewhere_max)
-		return -EINVAL;
 	while (place < helpers_max && helpers[place].pid)
 		place++;
+	if (place < helpers_max)
+		return place;
+	/* Those of a hub that is gone are waited for by nobody. */
+	for (unsigned int i = 0; i < helpers_max; i++) {
+		const pid_t ended = waitpid(helpers[i].pid, NULL, WNOHANG);
+		if (ended == helpers[i].pid || (ended < 0 && errno == ECHILD)) {
+			free_place(i);
+			place = i;
+		}
+	}
+	return place;
+}
+
+int hw_close_elsewhere(const int *descriptors, unsigned int count)
+{
+	if (count > hw_close_elsewhere_max)
+		return -EINVAL;
+	const unsigned int place = find_place();
 	if (place == helpers_max)
 		return -EAGAIN;
 	char *memory = mmap(NULL, helper_memory, PROT_READ | PROT_WRITE,
@@ -99,8 +123,7 @@ void hw_closed_elsewhere(pid_t pid)
 {
 	for (unsigned int i = 0; i < helpers_max; i++) {
 		if (helpers[i].pid == pid) {
-			munmap(helpers[i].memory, helper_memory);
-			helpers[i].pid = 0;
+			free_place(i);
 			return;
 		}
 	}

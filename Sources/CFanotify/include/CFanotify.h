@@ -148,7 +148,8 @@ ssize_t hw_look(int socket, void *buffer, size_t size, bool *descriptors);
  * table of descriptors (CLONE_FILES), and then ends: closing sleeps in it if it must
  * (close_range, Linux 5.9). Returns its pid, to be waited for, or -errno. From here on
  * the numbers are the child's. When it has been waited for, hw_closed_elsewhere() takes
- * its stack back. For one thread at a time.
+ * its stack back. There are at most 256, else -EAGAIN; before that those that have ended
+ * are waited for here. For one thread at a time.
  */
 enum { hw_close_elsewhere_max = 1024 };
 int hw_close_elsewhere(const int *descriptors, unsigned int count);

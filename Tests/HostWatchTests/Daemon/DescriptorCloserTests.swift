@@ -5,7 +5,29 @@ import Testing
 @testable import HostWatch
 @testable import hostwatchd
 
-@Suite struct DescriptorCloserTests {
+// Serialized: helpers are started by one thread at a time.
+@Suite(.serialized) struct DescriptorCloserTests {
+  /// Helpers that outlive their closer take no place for ever: a process may have many
+  /// closers, one after the other.
+  @Test func helpersOfCloserThatIsGoneAreForgotten() throws {
+    let loop = try SystemdLoop()
+    for _ in 0..<600 {
+      var ends: [Int32] = [-1, -1]
+      // The kernel writes two numbers.
+      try #require(unsafe hw_socket_pair(&ends) == 0)
+      do {
+        let closer = try DescriptorCloser(loop: loop)
+        closer.closeLater([ends[1]])
+      }
+      var byte: UInt8 = 0
+      // It ends where nobody has the other end any more.
+      var ready = pollfd(fd: ends[0], events: Int16(POLLIN), revents: 0)
+      try #require(unsafe poll(&ready, 1, 10_000) == 1)
+      #expect(unsafe read(ends[0], &byte, 1) == 0)
+      close(ends[0])
+    }
+  }
+
   /// More of the daemon's own than one helper takes, as when very many roots are unmounted.
   @Test func manyAreClosedByOneHelperAfterTheOther() throws {
     let loop = try SystemdLoop()
