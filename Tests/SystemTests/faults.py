@@ -492,6 +492,7 @@ class Party:
         elif self.model is None or not self.since:
             self._forget()
             self.model = Server(self.client, self.place)
+            self.model.is_asked_in_vain = True
         else:
             self.model.reconnect(self.client, self.since)
 

@@ -109,7 +109,8 @@ final class Resync {
     } catch {
       if error.code == ESTALE && wantsEnd { return (.deleteSelf, 0) }
       if [EMFILE, ENFILE, ENOMEM].contains(error.code) { lacking = error }
-      return ([], UInt32(HW_RECHECK))  // not known: the server has to look itself
+      // Not known: the server has to look itself, at its names as well if it has some.
+      return (.isDirectory, UInt32(HW_RECHECK))
     }
   }
 }
