@@ -56,7 +56,7 @@ fuzz:
 	scripts/fuzz $(or $(SECONDS),60)
 
 #: make faults            each system call of the daemon fails, in turn, with each errno;
-#:                        some twenty minutes (root)
+#:                        some half an hour (root)
 faults: build
 	HOSTWATCH_FAULTS=all Tests/SystemTests/run test_faults
 

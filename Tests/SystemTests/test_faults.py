@@ -37,7 +37,7 @@ DELAY = 20000  # microseconds in which events gather
 ATTEMPTS = 3  # to make the call fail that is meant
 # How many faults may miss their call all the same, or two: whether the daemon finds something
 # to read at one place or another is a matter of time.
-MISSES = 0.05
+MISSES = 0.08
 QUEUE = 500  # events in the kernel's queue where it overflows
 # A daemon at rest that fails and tries again: per second, of the processor and calls.
 BUSY, RETRIES = 0.4, 200
