@@ -280,6 +280,18 @@ class HandOver(RestartTest):
             last += [one for one in client.take() if isinstance(one, Record)]
         self.assertEqual(last[-1].node, (9, 1))
 
+    def test_a_rate_is_of_its_own_process(self):
+        systemctl("start", SERVICE)
+        client = self.client()
+        for i in range(2000):
+            open(self.path(str(i)), "w").close()
+        client.sync()
+        systemctl("restart", SERVICE)
+        status = self.client().status()
+        totals = status["totals"]
+        self.assertGreaterEqual(totals["kernel_events"], 2000)
+        self.assertLess(totals["events_per_second"] * status["uptime_seconds"], 100)
+
     def test_stop_is_told_and_empties_the_store(self):
         systemctl("start", SERVICE)
         client = self.client()

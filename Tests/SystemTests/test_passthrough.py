@@ -14,6 +14,7 @@ import time
 import unittest
 
 import daemon
+import runner
 import scratch
 from daemon import REPOSITORY, DaemonTest
 from test_mirror import picture
@@ -247,6 +248,7 @@ class PassthroughTest(DaemonTest):
             time.sleep(0.01)
         self.assertEqual(stale(), [])
 
+    @runner.attempts(3)  # another test may have the kernel drop its caches meanwhile
     def test_what_is_forgotten_is_not_registered(self):
         process, mount = self.started()
         self.until(lambda: os.path.ismount(mount), "mounted")

@@ -34,6 +34,8 @@ public final class Hub {
   private var turns = Turns()
   private var turnTimer: (any LoopTimer)?
   var nextSession: UInt64 = 1
+  /// Kernel events that processes before this one have read.
+  var eventsBefore: UInt64 = 0
   /// What sessions that ended have had.
   var pastLost: UInt64 = 0
   var pastEvents: UInt64 = 0

@@ -64,6 +64,7 @@ extension Hub {
     pastDelivered += state.past.delivered
     pastCorrected += state.past.corrected
     let taken = state.filesystems.map { takeUp($0, descriptors, madeAt: state.madeAt) }
+    eventsBefore = figures.kernelEvents
     var broken: [(Session, HandOverError)] = []
     for value in state.sessions {
       let place = value.attachment.map { taken[Int($0.filesystem)] }

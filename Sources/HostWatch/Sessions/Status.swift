@@ -18,7 +18,7 @@ struct JSONWriter {
   mutating func number(_ key: String, _ value: some BinaryInteger) { raw(key, "\(value)") }
   /// Three decimals, as much as a rate or an age needs.
   mutating func number(_ key: String, _ value: Double) {
-    let thousandths = Int64((value * 1000).rounded())
+    let thousandths = Int64(exactly: (value * 1000).rounded()) ?? .max
     let rest = String(thousandths % 1000 + 1000).dropFirst()
     raw(key, "\(thousandths / 1000).\(rest)")
   }
@@ -172,7 +172,8 @@ extension Hub {
       $0.number("corrected", figures.corrected)
       $0.number("lost", figures.lost)
       let seconds = max(0.001, Double(now - started) / 1_000_000)
-      $0.number("events_per_second", Double(figures.kernelEvents) / seconds)
+      // Those of the processes before are not of this one's time.
+      $0.number("events_per_second", Double(figures.kernelEvents - eventsBefore) / seconds)
     }
   }
 
