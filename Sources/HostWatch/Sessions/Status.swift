@@ -114,10 +114,8 @@ extension Hub {
     let visibleShares = session.isPrivileged ? shares : []
     var shownShares = visibleShares
     while true {
-      let text = statusText(session, shown, shownShares, now) {
-        $0.number("sessions_left_out", visible - shown.count)
-        $0.number("shares_left_out", visibleShares.count - shownShares.count)
-      }
+      let leftOut = (visible - shown.count, visibleShares.count - shownShares.count)
+      let text = statusText(session, shown, shownShares, leftOut: leftOut, now)
       if text.utf8.count + MemoryLayout<hw_reply>.size <= Int(HW_PACKET_MAX) { return text }
       if !shown.isEmpty {
         shown.removeLast(max(1, shown.count / 4))
@@ -130,8 +128,8 @@ extension Hub {
   }
 
   private func statusText(
-    _ session: Session, _ shown: [Session], _ shownShares: [Share], _ now: UInt64,
-    _ leftOut: (inout JSONWriter) -> Void
+    _ session: Session, _ shown: [Session], _ shownShares: [Share],
+    leftOut: (sessions: Int, shares: Int), _ now: UInt64
   ) -> String {
     var writer = JSONWriter()
     writer.object { json in
@@ -157,7 +155,8 @@ extension Hub {
       json.array("sessions") { list in
         for session in shown { list.object { describe(session, &$0, now) } }
       }
-      leftOut(&json)
+      json.number("sessions_left_out", leftOut.sessions)
+      json.number("shares_left_out", leftOut.shares)
     }
     return writer.text
   }
