@@ -15,7 +15,7 @@ import faults
 def failing(pid, calls, how, thread=None):
     """Meanwhile these calls of a process, or of one thread of it, fail as `how` says after
     strace's "inject=CALLS:". What it gives says how many have. One that sleeps when this
-    begins fails once it returns."""
+    begins fails once it returns; the process may have ended of it before this yields."""
     faults.require()
     with tempfile.NamedTemporaryFile(prefix="hostwatch-trace.", mode="r") as trace:
         tracer = subprocess.Popen(
@@ -24,9 +24,12 @@ def failing(pid, calls, how, thread=None):
 
         def is_traced():
             tasks = [thread] if thread else os.listdir(f"/proc/{pid}/task")
-            return all(f"TracerPid:\t{tracer.pid}\n" in
-                       pathlib.Path(f"/proc/{pid}/task/{task}/status").read_text()
-                       for task in tasks)
+            try:
+                return all(f"TracerPid:\t{tracer.pid}\n" in
+                           pathlib.Path(f"/proc/{pid}/task/{task}/status").read_text()
+                           for task in tasks)
+            except (FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+                return False
 
         def count():
             trace.seek(0)
@@ -34,7 +37,7 @@ def failing(pid, calls, how, thread=None):
 
         try:
             end = time.monotonic() + 10
-            while not is_traced():
+            while not is_traced() and tracer.poll() != 0:  # 0: what it traced has ended
                 if tracer.poll() is not None or time.monotonic() > end:
                     raise AssertionError(f"strace does not trace {pid}")
                 time.sleep(0.005)
