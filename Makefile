@@ -1,6 +1,7 @@
 # hostwatchd. `make help` lists the targets.
 
 SWIFT ?= swift
+export SWIFT
 DESTDIR ?=
 PREFIX ?= /usr
 LIBDIR ?= $(PREFIX)/lib
@@ -62,16 +63,16 @@ faults: build
 
 #: make test-asan         the unit and kernel tests under AddressSanitizer
 test-asan:
-	SWIFT="$(SWIFT)" scripts/test-sanitized address
+	scripts/test-sanitized address
 
 #: make test-tsan         the same under ThreadSanitizer
 test-tsan:
-	SWIFT="$(SWIFT)" scripts/test-sanitized thread
+	scripts/test-sanitized thread
 
 #: make demo              shows the daemon at work on a scratch filesystem; installs
 #:                        missing packages and builds (root)
 demo:
-	SWIFT="$(SWIFT)" scripts/demo
+	scripts/demo
 
 #: make docc              the Swift library's documentation, in .build/docc
 docc:
@@ -106,4 +107,4 @@ lint:
 
 #: make clean             removes what was built
 clean:
-	rm -rf .build
+	rm -rf .build Benchmarks/.build Fuzz/.build* out

@@ -96,7 +96,9 @@ int main(int argc, char **argv)
 	hostwatch_options_init(&options, sizeof(options));
 	options.root_fd = root = open(argc > 1 ? argv[1] : ".", O_RDONLY | O_DIRECTORY);
 	options.socket_path = argc > 2 ? argv[2] : NULL;
-	if (!find(&nodes[1], root) || hostwatch_open(&options, &h) < 0)
+	if (root < 0 || !find(&nodes[1], root))
+		return perror(argc > 1 ? argv[1] : "."), 1;
+	if (hostwatch_open(&options, &h) < 0)
 		return fprintf(stderr, "nodes: %s\n", hostwatch_error_text()), 1;
 	nodes[1].used = nodes[1].id.nodeid = 1;
 	setvbuf(stdout, NULL, _IOLBF, 0);

@@ -21,7 +21,8 @@ static const struct {
 } bits[] = {
 	{ HW_CREATE, "CREATE" }, { HW_MODIFY, "MODIFY" },
 	{ HW_ATTRIB, "ATTRIB" }, { HW_CLOSE_WRITE, "CLOSE_WRITE" },
-	{ HW_DELETE, "DELETE" }, { HW_RENAME, "RENAME" },
+	{ HW_DELETE, "DELETE" }, { HW_DELETE_SELF, "DELETE_SELF" },
+	{ HW_RENAME, "RENAME" },
 };
 
 static void print_name(const char *path, uint32_t path_size,
@@ -58,10 +59,15 @@ int main(int argc, char **argv)
 	hostwatch_options_init(&options, sizeof(options));
 	options.mode = HW_MODE_TREE;
 	options.options = HW_WANT_PATH;
-	if (argc > 1 && strchr(argv[1], '/'))
+	if (argc > 1 && strchr(argv[1], '/')) {
 		options.root_fd = open(argv[1], O_RDONLY | O_DIRECTORY);
-	else if (argc > 1)
+		if (options.root_fd < 0) {
+			perror(argv[1]);
+			return 1;
+		}
+	} else if (argc > 1) {
 		options.share = argv[1];
+	}
 	if (hostwatch_open(&options, &h) < 0) {
 		fprintf(stderr, "watch: %s\n", hostwatch_error_text());
 		return 1;

@@ -21,7 +21,7 @@ EVENTS, LOST, RESYNCED, DETACHED = 0x4001, 0x4002, 0x4003, 0x4004
 TREE, WANT_PATH, DEFAULT_EVENTS = 2, 0x8, 0x1000070E
 NAMES = {0x1: "ACCESS", 0x2: "MODIFY", 0x4: "ATTRIB", 0x8: "CLOSE_WRITE", 0x100: "CREATE",
          0x200: "DELETE", 0x400: "DELETE_SELF", 0x10000000: "RENAME", 0x40000000: "ISDIR"}
-MOVED_OUT, MOVED_IN = 0x2, 0x4
+RECHECK, MOVED_OUT, MOVED_IN = 0x1, 0x2, 0x4
 RECORD = struct.Struct("=IIQQQQQQQQQiHHII")  # struct hw_record, 96 bytes
 
 
@@ -60,28 +60,36 @@ def receive(connection):
 
 
 def records(body):
-    """The records of an EVENTS packet: (mask, flags, path, new path)."""
+    """The records of an EVENTS packet: (mask, flags, node, path, new path)."""
     count, _ = struct.unpack_from("=II", body)
     at = 8
     for _ in range(count):
-        (size, flags, _, mask, _, _, _, _, _, _, _, _, name_size, new_name_size, path_size,
-         new_path_size) = RECORD.unpack_from(body, at)
+        (size, flags, _, mask, dir_, _, node, _, new_dir, _, _, _, name_size, new_name_size,
+         path_size, new_path_size) = RECORD.unpack_from(body, at)
         strings, start = [], at + RECORD.size
         for length in (name_size, new_name_size, path_size, new_path_size):
             strings.append(body[start:start + length])
             start += length
         name, new_name, path, new_path = strings
-        yield mask, flags, os.path.join(path, name), os.path.join(new_path, new_name)
+        yield mask, flags, node, join(dir_, path, name), join(new_dir, new_path, new_name)
         at += size
 
 
-def describe(mask, flags, path, new_path):
+def join(directory, path, name):
+    """A path that is too long is not given."""
+    known = path or directory <= 1
+    return ascii(os.fsdecode(os.path.join(path if known else b"?", name) or b"."))
+
+
+def describe(mask, flags, node, path, new_path):
+    if flags & RECHECK:
+        return f"look again at inode {node}"
     what = "|".join(name for bit, name in NAMES.items() if mask & bit)
     if mask & 0x10000000:
-        old = "(outside)" if flags & MOVED_IN else ascii(os.fsdecode(path))
-        new = "(outside)" if flags & MOVED_OUT else ascii(os.fsdecode(new_path))
+        old = "(outside)" if flags & MOVED_IN else path
+        new = "(outside)" if flags & MOVED_OUT else new_path
         return f"{what} {old} -> {new}"
-    return f"{what} {ascii(os.fsdecode(path) or '.')}"
+    return f"{what} {path}"
 
 
 def main():

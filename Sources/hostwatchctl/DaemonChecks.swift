@@ -39,10 +39,10 @@ enum DaemonChecks {
     case ENOENT:
       return .fail(
         "socket", "\(path) is not there",
-        "\"systemctl enable --now hostwatchd.socket\", or name the socket with --socket")
+        "\"systemctl restart hostwatchd.service\", or name the socket with --socket")
     case ECONNREFUSED:
       return .fail(
-        "socket", "nobody listens on \(path)", "\"systemctl restart hostwatchd.socket\"")
+        "socket", "nobody listens on \(path)", "\"systemctl restart hostwatchd.service\"")
     case EACCES, EPERM:
       return .fail(
         "socket", "\(path) may not be opened by this user",

@@ -121,7 +121,7 @@ struct InstallationChecks {
       return [
         .warn(
           name, "\(found), but \(Self.socket) says mode \(wantedMode), group \(wantedGroup)",
-          "systemctl restart hostwatchd.socket")
+          "chmod \(wantedMode) \(socketPath) && chgrp \(wantedGroup) \(socketPath)")
       ]
     }
     return [.ok(name, "\(found), as \(Self.socket) says")]

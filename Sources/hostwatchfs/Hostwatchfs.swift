@@ -34,7 +34,7 @@ struct Hostwatchfs: ParsableCommand {
         64  the command line is wrong
         69  hostwatchd does not answer, or cannot watch SOURCE
         70  a bug of hostwatchfs
-        71  the mount failed
+        71  the mount failed, nothing was left to work with, or no background to go to
         77  permission denied
       """,
     version: Hub.version)

@@ -11,6 +11,7 @@ import tempfile
 import unittest
 
 import systemd_test
+from hostwatch import Client
 from systemd_test import (CONFIG, CTL, DAEMON, MOUNTS, ROOT, SERVICE, SOCKET, UNITS, SystemdTest,
                           drop_in, eventually, run, show, systemctl)
 
@@ -73,9 +74,15 @@ class Doctor(SystemdTest):
         systemctl("disable", "hostwatchd.socket", SERVICE)
         status, checks = self.doctor()
         self.assertEqual(status, 1)
-        self.assertIn("hostwatchd.socket", self.assert_state(checks, "socket", "fail")["advice"])
+        advice = self.assert_state(checks, "socket", "fail")["advice"]
         self.assert_state(checks, "unit", "warn", "inactive")
-        self.assert_state(checks, "unit-enabled", "warn", "disabled")
+        enable = self.assert_state(checks, "unit-enabled", "warn", "disabled")["advice"]
+        for command in (advice.split('"')[1], enable):
+            run("sh", "-c", command)
+        status, checks = self.doctor()
+        self.assertEqual(status, 0, checks)
+        for name in ("socket", "unit", "unit-enabled"):
+            self.assert_state(checks, name, "ok")
 
     def test_configuration_with_mistakes(self):
         self.configure()
@@ -121,7 +128,20 @@ class Doctor(SystemdTest):
         os.chmod(SOCKET, 0o600)
         status, checks = self.doctor()
         self.assertEqual(status, 0)
-        self.assert_state(checks, "socket-rights", "warn", "mode 0600", "mode 0660")
+        found = self.assert_state(checks, "socket-rights", "warn", "mode 0600", "mode 0660")
+        run("sh", "-c", found["advice"])
+        self.assert_state(self.doctor()[1], "socket-rights", "ok", "mode 0660")
+
+    def test_the_socket_is_gone(self):
+        """As after a restart of the socket's unit alone, which systemd refuses half-way."""
+        systemctl("start", SERVICE)
+        with Client(SOCKET) as client:
+            client.status()
+            systemctl("restart", "hostwatchd.socket", check=False)
+            self.assertFalse(os.path.exists(SOCKET))
+            advice = self.assert_state(self.doctor()[1], "socket", "fail", "not there")["advice"]
+            run("sh", "-c", advice.split('"')[1])
+            self.assert_state(self.doctor()[1], "socket", "ok")
 
     def test_without_the_right_to_connect(self):
         self.configure()

@@ -292,6 +292,25 @@ class HandOver(RestartTest):
         self.assertGreaterEqual(totals["kernel_events"], 2000)
         self.assertLess(totals["events_per_second"] * status["uptime_seconds"], 100)
 
+    def test_totals_are_also_of_a_share_without_sessions(self):
+        def totals():
+            with Client(SOCKET) as client:
+                return client.status()["totals"]
+
+        systemctl("start", SERVICE)
+        client = self.client()
+        for i in range(100):
+            open(self.path(str(i)), "w").close()
+        client.sync()
+        client.close()
+        eventually(lambda: totals()["sessions"] == 0)
+        before = totals()
+        self.assertGreaterEqual(before["delivered"], 100)
+        systemctl("restart", SERVICE)
+        after = totals()
+        for key in ("kernel_events", "delivered", "corrected"):
+            self.assertGreaterEqual(after[key], before[key], key)
+
     def test_stop_is_told_and_empties_the_store(self):
         systemctl("start", SERVICE)
         client = self.client()

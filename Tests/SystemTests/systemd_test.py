@@ -629,6 +629,21 @@ class Mounts(MountTest):
         self.assertNotEqual(self.pid(), before)
         eventually(lambda: not os.path.exists(f"/proc/{helper}"))
 
+    def test_the_socket_unit_is_replaced(self):
+        """As operations.md says to: a session and a mount go on."""
+        self.configure()
+        systemctl("start", self.unit)
+        server = show("MainPID", self.unit)
+        with hostwatch.Client(SOCKET) as client:
+            client.init(share=b"src")
+            before = os.stat(SOCKET).st_ino
+            systemctl("stop", "hostwatchd.socket")
+            systemctl("restart", SERVICE)
+            self.assertNotEqual(os.stat(SOCKET).st_ino, before)
+            client.sync()
+        self.assertEqual(self.read(), "seen")
+        self.assertEqual(show("MainPID", self.unit), server)
+
     def test_without_its_file_it_says_so(self):
         self.config.unlink()
         self.assertNotEqual(systemctl("start", self.unit, check=False).returncode, 0)

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """examples/watch.py, the client in plain Python, against a real daemon."""
 
+import importlib.util
 import os
 import signal
+import struct
 import subprocess
 import sys
 
 from daemon import REPOSITORY, Daemon, DaemonTest, table, touch
+from hostwatch import ATTRIB, CREATE, ISDIR, RECHECK
 
 EXAMPLE = os.path.join(REPOSITORY, "examples", "watch.py")
 
@@ -69,6 +72,23 @@ class Example(DaemonTest):
         daemon.stop()
         self.assertEqual(process.wait(10), 1)
         self.assertIn("the session has ended: reason 3", process.stderr.read())
+
+    def test_what_has_no_path(self):
+        """A RECHECK, and a path that is not given: made here, since the kernel's timing decides."""
+        spec = importlib.util.spec_from_file_location("watch", EXAMPLE)
+        watch = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(watch)
+
+        def body(flags, mask, directory, node, name):
+            size = 96 + len(name) + -len(name) % 8
+            return struct.pack("=IIIIQQQQQQQQQiHHII", 1, 0, size, flags, 1, mask, directory, 0, node,
+                               0, 0, 0, 0, 0, len(name), 0, 0, 0) + name + bytes(-len(name) % 8)
+
+        for packet, text in ((body(RECHECK, ISDIR, 0, 7, b""), "look again at inode 7"),
+                             (body(0, CREATE, 9, 7, b"f"), "CREATE '?/f'"),
+                             (body(0, CREATE, 1, 7, b"f"), "CREATE 'f'"),
+                             (body(0, ATTRIB | ISDIR, 1, 1, b""), "ATTRIB|ISDIR '.'")):
+            self.assertEqual([watch.describe(*one) for one in watch.records(packet)], [text])
 
     def test_refusals(self):
         for what, socket, said in (("share:none", self.daemon.socket, "No share of that name"),

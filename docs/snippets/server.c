@@ -13,7 +13,8 @@ static int open_session(struct hostwatch **h, hostwatch_reregister *all_nodes)
 }
 
 /* A lookup is registered before it is answered; a thread turns events into
- * invalidations. `se` is the server's struct fuse_session. */
+ * invalidations. `se` is the server's struct fuse_session; expire_names() is
+ * the server's, too: an inval_entry for each name it has told of a directory. */
 static int on_lookup(struct hostwatch *h, int fd, const struct stat *st,
 		     uint64_t nodeid, uint64_t generation)
 {
@@ -32,6 +33,9 @@ static void *event_thread(void *h)
 		if (e.node.nodeid)
 			fuse_lowlevel_notify_inval_inode(se, e.node.nodeid, 0,
 							 0);
+		/* After a gap nobody says which names have changed. */
+		if (e.flags & HW_RECHECK && e.mask & HW_ISDIR)
+			expire_names(e.node.nodeid);
 		if (e.dir.nodeid && e.name_size)
 			fuse_lowlevel_notify_inval_entry(
 				se, e.dir.nodeid, e.name, e.name_size);

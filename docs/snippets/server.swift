@@ -8,6 +8,8 @@ protocol FuseServer: AnyObject, Sendable {
   func invalidate(_ node: NodeID)
   /// Forgets what a name leads to.
   func invalidateEntry(_ name: [UInt8], in directory: NodeID)
+  /// Forgets what each name leads to that it has told of a directory.
+  func invalidateEntries(in directory: NodeID)
   /// Every inode with an open descriptor; what cannot be opened any more is
   /// forgotten. `since` is for each.
   func registrations(since: HostWatchClient.Moment) -> [HostWatchClient.Registration]
@@ -28,6 +30,10 @@ func follow(share: String, for server: any FuseServer) async throws {
       server.invalidate(record.node)
       server.invalidateEntry(record.name.bytes, in: record.directory)
       server.invalidateEntry(record.newName.bytes, in: record.newDirectory)
+      // After a gap nobody says which names have changed.
+      if record.flags.contains(.recheck), record.mask.contains(.isDirectory) {
+        server.invalidateEntries(in: record.node)
+      }
     case .outOfStep: server.mayCache(false)
     case .inStep: server.mayCache(true)  // What had changed came as records.
     case .lost, .resynced, .detached, .disconnected, .connected: break

@@ -4,8 +4,7 @@
  *
  * For servers on libfuse 3's low-level API whose nodeids are the ones they have
  * registered with hostwatchd. Include <fuse_lowlevel.h> before this header, and
- * link libfuse3; nothing else of the server changes. docs/integrate.md has the
- * whole of it, and examples/mirror.c a server with and without.
+ * link libfuse3. docs/integrate.md says what the server has to do besides, and examples/mirror.c a server with and without.
  *
  *	struct hostwatch_fuse f;
  *	hostwatch_fuse_init(&f, session);

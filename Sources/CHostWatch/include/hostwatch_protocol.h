@@ -88,7 +88,8 @@ HW_ASSERT(HW_EVENTS_DEFAULT == (HW_MODIFY | HW_ATTRIB | HW_CLOSE_WRITE |
 #define HW_REPLACED 0x10u /* a RENAME that removed what had the new name */
 
 /* hw_lost.reason */
-#define HW_LOST_KERNEL 1u  /* the kernel's queue overflowed */
+#define HW_LOST_KERNEL 1u  /* the kernel's queue overflowed, or the
+				* daemon could not tell records apart */
 #define HW_LOST_SESSION 2u /* this session's queue overflowed */
 #define HW_LOST_RESTART 3u /* the daemon was restarted */
 

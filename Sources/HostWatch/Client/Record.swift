@@ -6,7 +6,7 @@ extension HostWatchClient {
     /// 1, 2, 3 … within the session, without gaps.
     public var sequence: UInt64
     /// CREATE, DELETE and RENAME stand alone, `isDirectory` aside; the changes
-    /// of an object may come together. Empty with `.recheck`.
+    /// of an object may come together. No event with `.recheck`.
     public var mask: EventMask
     /// What else there is to know.
     public var flags: Flags

@@ -32,9 +32,13 @@ extension Hub {
     var state = HandOverState()
     state.nextSession = nextSession
     state.madeAt = UInt32(truncatingIfNeeded: Syscall.monotonicMicroseconds() / 1000)
-    state.past = HandOverState.Past(
-      lost: pastLost, events: pastEvents, delivered: pastDelivered, corrected: pastCorrected)
     let left = used.filter { !$0.sessions.isEmpty }
+    // What the others have counted stays in the totals.
+    let others = filesystems.values.filter { $0.sessions.isEmpty }
+    state.past = HandOverState.Past(
+      lost: pastLost, events: others.reduce(pastEvents) { $0 + $1.recordsRead },
+      delivered: others.reduce(pastDelivered) { $0 + $1.router.delivered },
+      corrected: others.reduce(pastCorrected) { $0 + $1.reconciler.counters.corrected })
     state.filesystems = left.map { $0.handOver(&descriptors) }
     for session in sessions.values.sorted(by: { $0.id < $1.id }) where !session.isEnded {
       let filesystem = left.firstIndex { $0 === session.filesystem }
