@@ -249,13 +249,18 @@ import HostWatch
     var batch: [Daemon.Registration] = []
     unsafe unopened.due = Self.now() + UInt64(Self.retryMilliseconds) * 1000
     for id in ids {
-      guard let node = view.node(id) else { continue }
+      // Held until it is sent: an object that is forgotten and looked up again meanwhile would be
+      // registered as another node, which this would take the registration from.
+      guard view.hold(id), let node = view.node(id) else { continue }
       let open = { () throws(Failure) in try self.backing.open(node) }
       var opened = Result(catching: open)
       if case .failure(let failure) = opened, failure.isShortage, !batch.isEmpty {
         // It may be what waits to be sent that takes the last ones.
         let result = send(&batch)
-        if result < 0 { return result }
+        if result < 0 {
+          release(id)
+          return result
+        }
         opened = Result(catching: open)
       }
       switch opened {
@@ -268,6 +273,7 @@ import HostWatch
         } else {
           postpone(id, failure)
         }
+        release(id)
       }
       if batch.count == Int(HW_REGISTER_MAX) {
         let result = send(&batch)
@@ -285,15 +291,22 @@ import HostWatch
 
   /// Sends what is in `batch`, and empties it.
   private func send(_ batch: inout [Daemon.Registration]) -> Int32 {
-    defer { batch = [] }
+    defer {
+      for registration in batch { release(registration.node) }
+      batch = []
+    }
     for (status, registration) in zip(daemon.register(batch), batch) {
       if [-ECONNRESET, -EPROTO, -ESHUTDOWN, -ENOMEM].contains(status) { return status }
       view.setFollowing(registration.node, status == 0 ? .yes : .refused(-status))
       if status == -EMFILE { postpone(registration.node, Failure(EMFILE)) }
-      // Forgotten while it was registered: nobody else would end it.
-      if view.node(registration.node) == nil { daemon.forget([registration.node]) }
     }
     return 0
+  }
+
+  private func release(_ id: UInt64) {
+    guard view.release(id) else { return }
+    backing.drop(id)
+    daemon.forget([id])
   }
 
   /// hostwatchd had no free descriptor for these. The kernel is told to ask for them again after

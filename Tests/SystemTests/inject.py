@@ -4,6 +4,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
 import time
@@ -13,8 +14,8 @@ import faults
 
 @contextlib.contextmanager
 def failing(pid, calls, how, thread=None):
-    """Meanwhile these calls of a process, or of one thread of it, fail as `how` says after
-    strace's "inject=CALLS:". What it gives says how many have. One that sleeps when this
+    """Meanwhile these calls of a process, or of one thread of it, fail or take long as `how`
+    says after strace's "inject=CALLS:". What it gives says how many have. One that sleeps when this
     begins fails once it returns; the process may have ended of it before this yields."""
     faults.require()
     with tempfile.NamedTemporaryFile(prefix="hostwatch-trace.", mode="r") as trace:
@@ -33,7 +34,7 @@ def failing(pid, calls, how, thread=None):
 
         def count():
             trace.seek(0)
-            return trace.read().count("(INJECTED)")
+            return len(re.findall(r"\((INJECTED|DELAYED)\)", trace.read()))
 
         try:
             end = time.monotonic() + 10

@@ -210,17 +210,19 @@ class WithoutHandlesTest(CoherenceTest):
         self.assertIn(self.path("b"), links)
 
 
-class WithoutMemoryTest(MountTest):
-    """The kernel has no memory for an invalidation: it is sent again."""
-
-    def follower(self):
-        """The thread that tells the kernel."""
-        tasks = f"/proc/{self.fs.process.pid}/task"
-        for task in os.listdir(tasks):
+def follower(fs):
+    """The thread that tells the kernel."""
+    tasks = f"/proc/{fs.process.pid}/task"
+    for task in os.listdir(tasks):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             with open(f"{tasks}/{task}/comm", encoding="utf-8") as file:
                 if file.read() == "follower\n":
                     return task
-        return self.fail("no follower")
+    raise AssertionError("no follower")
+
+
+class WithoutMemoryTest(MountTest):
+    """The kernel has no memory for an invalidation: it is sent again."""
 
     def test_nothing_is_stale(self):
         write(self.path("file"), b"before")
@@ -230,9 +232,8 @@ class WithoutMemoryTest(MountTest):
             self.assertEqual(file.read(), b"before")
             self.assertEqual([os.path.exists(name) for name in names], [True, False])
             self.fs.sync()
-            follower = self.follower()
             with inject.failing(self.fs.process.pid, "writev", "error=ENOMEM:when=1..9",
-                                follower) as failed:
+                                follower(self.fs)) as failed:
                 write(self.path("file"), b"behind")
                 os.rmdir(self.path("d"))
                 os.mkdir(self.path("new"))
@@ -473,6 +474,34 @@ class FailureTest(MountTest):
             fs.sync()
             self.assertEqual(os.fstat(file.fileno()).st_size, 5)
             self.assertEqual(read(here), b"after")
+
+    def test_looked_up_anew_while_it_is_registered_again(self):
+        """The kernel forgets a node that is about to be registered, and looks it up again."""
+        daemon = Daemon()
+        self.addCleanup(daemon.kill)
+        names = [f"d{number}" for number in range(20)]
+        for name in names:
+            os.mkdir(self.path(name))
+            write(self.path("f" + name), b"")  # takes long to open; directories are open still
+        fs = fusefs.HostwatchFS(self.share, daemon.socket, self.options)
+        self.addCleanup(fs.kill)
+        tree(fs.path)
+        daemon.kill()
+        fusefs.wait_until(lambda: fs.status()["state"] == "out-of-step", "out of step")
+        with inject.failing(fs.process.pid, "open_by_handle_at", "delay_exit=100000",
+                            follower(fs)) as delayed:
+            daemon.start()
+            fusefs.wait_until(lambda: delayed() >= 10, "some are open")
+            for name in names:
+                os.stat(os.path.join(fs.path, name))
+            self.assertLess(delayed(), 20)
+        fusefs.wait_until(lambda: fs.status()["state"] == "in-step", "in step", 20)
+        for name in names:
+            self.assertEqual(outcome(os.stat, os.path.join(fs.path, name, "new")), "ENOENT")
+            write(self.path(name, "new"), b"")
+        fs.sync()
+        for name in names:
+            os.stat(os.path.join(fs.path, name, "new"))
 
     def test_a_killed_server_leaves_no_hung_mount(self):
         churn = Churn(self.mnt, 1)

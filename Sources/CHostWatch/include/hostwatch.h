@@ -76,10 +76,12 @@ struct hostwatch;
  *   registers it, and lets it be there if that fails because the connection is
  *   lost: either the table's walk finds the node or the registration comes late
  *   enough. Registering twice does no harm.
- * - Other threads take a node out of the table before hostwatch_forget(). A
- *   walk that does not hold the table's lock until its registrations have
- *   been sent looks into the table again afterwards, and forgets what is not
- *   there any more.
+ * - A node that the walk has opened stays in the table until its registration
+ *   has been sent: the walk holds the table's lock until then, or a reference
+ *   to the node, and whoever gives up the last one takes it out and calls
+ *   hostwatch_forget(), in this order. Else an object that is forgotten and
+ *   looked up again meanwhile is registered under a new nodeid, and the walk
+ *   takes the registration back to the old one, which is then forgotten.
  *
  * `h` is the handle, `since` is valid during the call, and `argument` is that
  * of the options. Returns 0, or a negative errno if it could not be done: then

@@ -37,8 +37,10 @@ extension HostWatchClient {
     /// Other tasks register and forget meanwhile. One enters a node into the
     /// server's table before it registers it, and lets it be there when that
     /// throws `.disconnected`; one takes a node out of the table before it
-    /// forgets it. This function looks into the table again after it has
-    /// registered a node, and forgets what is not there any more.
+    /// forgets it. A node that this function has opened stays in the table until
+    /// its registration has been answered. Else an object that is forgotten and looked
+    /// up again meanwhile is registered as a new node, and this takes the
+    /// registration back to the old one.
     ///
     /// The root is registered from the start. If it may have changed, the client
     /// makes a `.recheck` record for it (sequence 0).
