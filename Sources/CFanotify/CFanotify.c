@@ -5,6 +5,7 @@
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/mount.h>
+#include <linux/openat2.h>
 #include <string.h>
 #include <sys/fanotify.h>
 #include <sys/ioctl.h>
@@ -78,6 +79,16 @@ int hw_clone_mount(int fd)
 int hw_openat(int dirfd, const char *path, int flags, unsigned int mode)
 {
 	return checked(openat(dirfd, path, flags | O_CLOEXEC, mode));
+}
+
+int hw_open_cached(int dirfd, const char *name)
+{
+	const struct open_how how = {
+		.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC,
+		.resolve = RESOLVE_CACHED,
+	};
+
+	return checked(syscall(SYS_openat2, dirfd, name, &how, sizeof how));
 }
 
 int hw_statx(int fd, const char *path, int flags, unsigned int mask,

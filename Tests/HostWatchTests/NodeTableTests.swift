@@ -121,6 +121,17 @@ import Testing
     table.setInterest(index, .allEvents)
     #expect(table.registration(index).isDead)
   }
+
+  @Test func anObjectIsNotDeadUnderAnotherIdentity() {
+    var table = NodeTable(seed: 1)
+    let index = table.insert(
+      KernelSimulator.handle(4), id: NodeID(nodeid: 4, generation: 0), session: 2,
+      interest: .modify)
+    table.markDead(index)
+    table.setID(index, NodeID(nodeid: 5, generation: 0))
+    #expect(!table.registration(index).isDead)
+    #expect(table.registration(index).interest == UInt32(EventMask.modify.rawValue))
+  }
 }
 
 @Suite struct InodeLayoutTests {

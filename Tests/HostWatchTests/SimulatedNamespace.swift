@@ -23,6 +23,10 @@ final class SimulatedNamespace: Namespace {
     return (KernelSimulator.handle(found), inode.isDirectory)
   }
 
+  func cachedLookup(_ name: [UInt8], in directory: FileHandle) throws(SystemError) -> FileHandle? {
+    try lookup(name, in: directory)?.handle
+  }
+
   func location(ofDirectory directory: FileHandle) -> (parent: FileHandle, name: [UInt8])? {
     let number = directory.withView { KernelSimulator.number($0) }
     guard let place = simulator.place(of: number) else { return nil }

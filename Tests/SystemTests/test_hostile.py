@@ -3,7 +3,9 @@
 daemon is afterwards what it was before."""
 
 import contextlib
+import ctypes
 import errno
+import mmap
 import os
 import pathlib
 import random
@@ -23,8 +25,8 @@ import runner
 import scratch
 from daemon import Daemon, DaemonTest, table, touch
 from histories import Watch, Writer, stop
-from hostwatch import (ATTRIB, INIT, INTEREST, NODES, REGISTER, ROOT, SYNC, TREE, Refused, batch,
-                       init_body, message, register_entry)
+from hostwatch import (ATTRIB, INIT, INTEREST, MODIFY, NODES, REGISTER, ROOT, SYNC, TREE, Refused,
+                       batch, init_body, message, register_entry)
 from mounts import Mounted
 from test_convergence import number
 
@@ -274,6 +276,67 @@ class SlowToClose(DaemonTest):
             daemon.signal(signal.SIGTERM)
             self.assertEqual(daemon.wait(), 0)
             client.wait_hang_up()
+
+
+class HeldDirectory(DaemonTest):
+    """A process keeps a directory's lock: it has a listing written to memory behind FUSE, whose
+    server does not answer. Whoever looks a name up there that the kernel does not have in
+    memory waits for it, and no signal ends that."""
+
+    def test_a_file_without_a_name(self):
+        os.mkdir(self.path("d"))
+        touch(self.path("d", "genuine"))
+        inode = os.stat(self.path("d", "genuine")).st_ino
+        os.rename(self.path("d", "genuine"), self.path("d", f"#{inode}"))
+        with open(os.path.join(self.outside, "page"), "wb") as file:
+            file.write(bytes(4096))
+        mount = Mounted(self.outside, self.daemon.socket)
+        self.addCleanup(mount.stop)
+        client = self.session(TREE)
+        other = self.session()
+        directory = os.open(self.path("d"), os.O_RDONLY)
+        unnamed = os.open(self.path("d"), os.O_TMPFILE | os.O_RDWR)
+        client.sync()
+        children = []
+        ready, told = os.pipe()
+        with open(os.path.join(mount.path, "page"), "r+b") as file:
+            page = mmap.mmap(file.fileno(), 4096)
+        mount.process.send_signal(signal.SIGSTOP)
+
+        def child(body):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    os.write(told, b"x")
+                    body()
+                finally:
+                    os._exit(0)
+            children.append(pid)
+            os.read(ready, 1)
+            fusefs.wait_until(lambda: self.state(pid) == "D", "it waits")
+
+        try:
+            libc = ctypes.CDLL(None)
+            where = ctypes.addressof(ctypes.c_char.from_buffer(page))
+            child(lambda: libc.getdents64(directory, ctypes.c_void_p(where), 4096))
+            child(lambda: os.mkdir(self.path("d", "new")))  # behind it those wait who read as well
+            os.write(unnamed, b"x")
+            with open(self.path("d", f"#{inode}"), "ab") as file:
+                file.write(b"x")
+            other.sync()
+            names = [record.name for record in client.records() if record.mask & MODIFY]
+            self.assertEqual(names, [b"", f"#{inode}".encode()])
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
+            for pid in children:
+                os.waitpid(pid, 0)
+            for fd in (directory, unnamed, ready, told):
+                os.close(fd)
+
+    @staticmethod
+    def state(pid):
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0]
 
 
 class SlowToRelease(DaemonTest):

@@ -1,14 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many sessions, many nodes, and the filesystems that need more than a mark."""
 
+import contextlib
 import os
 import random
+import subprocess
+import sys
+import time
 
 import scratch
 from daemon import Daemon, DaemonTest, touch, write
 from hostwatch import (CREATE, DELETE, DELETE_SELF, MODIFY, NODES, TREE, register_entry)
 from model import NodesModel, TreeModel
+from soak_sizes import resident
 from test_daemon import ProcessTest
+
+
+RENAMES = """
+import os, sys
+a, b = sys.argv[1] + "/a", sys.argv[1] + "/b"
+while True:
+    os.rename(a, b)
+    os.rename(b, a)
+"""
+
+
+class RenameStorm(ProcessTest):
+    """Almost every read ends with a RENAME, behind which the next one is queued already."""
+
+    def test_it_is_told_meanwhile(self):
+        daemon = Daemon()
+        self.addCleanup(daemon.kill)
+        client = daemon.session(self.share, TREE)
+        other = daemon.session(self.share)
+        for one in (client, other):
+            self.addCleanup(one.close)
+        with contextlib.ExitStack() as stack:
+            for name in "xyz":
+                os.mkdir(self.path(name))
+                touch(self.path(name, "a"))
+                storm = stack.enter_context(
+                    subprocess.Popen([sys.executable, "-c", RENAMES, self.path(name)]))
+                stack.callback(storm.kill)
+            seen = 0
+            before = resident(daemon.pid)
+            end = time.monotonic() + 3
+            while time.monotonic() < end:
+                other.sync()
+                seen += len(client.records())
+            self.assertGreater(seen, 1000)
+            self.assertLess(resident(daemon.pid) - before, 65536, "KiB")
 
 
 class Many(ProcessTest):

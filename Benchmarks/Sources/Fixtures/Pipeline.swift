@@ -36,6 +36,8 @@ private final class NothingThere: Namespace {
     -> (handle: FileHandle, isDirectory: Bool)?
   { nil }
 
+  func cachedLookup(_ name: [UInt8], in directory: FileHandle) -> FileHandle? { nil }
+
   func location(ofDirectory directory: FileHandle) -> (parent: FileHandle, name: [UInt8])? { nil }
 }
 

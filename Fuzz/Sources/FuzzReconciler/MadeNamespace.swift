@@ -23,6 +23,10 @@ final class MadeNamespace: Namespace {
     return (object, number & 0x100 == 0)
   }
 
+  func cachedLookup(_ name: [UInt8], in directory: FileHandle) throws(SystemError) -> FileHandle? {
+    try lookup(name, in: directory)?.handle
+  }
+
   func location(ofDirectory directory: FileHandle) -> (parent: FileHandle, name: [UInt8])? {
     let number = number(directory, [])
     return object(number).map { ($0, Array("\(number % 4)".utf8)) }

@@ -117,6 +117,10 @@ int hw_open_by_handle_path(int mount_fd, const struct hw_file_handle *handle);
 int hw_clone_mount(int fd);
 
 int hw_openat(int dirfd, const char *path, int flags, unsigned int mode);
+/* An O_PATH descriptor of a name, the link itself, if the kernel has it in memory; else
+ * -EAGAIN, which it says now and then of others as well. It waits for no directory's lock
+ * (openat2 with RESOLVE_CACHED: Linux 5.12). */
+int hw_open_cached(int dirfd, const char *name);
 int hw_statx(int fd, const char *path, int flags, unsigned int mask,
 	     struct statx *out);
 int hw_status_flags(int fd);			    /* fcntl(F_GETFL) */

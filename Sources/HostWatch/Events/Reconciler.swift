@@ -7,6 +7,10 @@ protocol Namespace: AnyObject {
   func lookup(_ name: [UInt8], in directory: FileHandle) throws(SystemError)
     -> (handle: FileHandle, isDirectory: Bool)?
 
+  /// The same, of names that the kernel has in memory alone, and without waiting for whoever
+  /// holds the directory's lock: nil for others, too.
+  func cachedLookup(_ name: [UInt8], in directory: FileHandle) throws(SystemError) -> FileHandle?
+
   /// Where a living directory is; nil when it is gone.
   func location(ofDirectory directory: FileHandle) throws(SystemError)
     -> (parent: FileHandle, name: [UInt8])?
@@ -352,13 +356,15 @@ final class Reconciler {
     emit(event)
   }
 
-  /// Whether the name, which looks like an O_TMPFILE object's, is not really there.
+  /// Whether the name, which looks like an O_TMPFILE object's, is not really there. A name that
+  /// is there was used just now, so the kernel has it in memory; one that is not it would look
+  /// for under the directory's lock.
   private func isTemporary(_ event: RemoteEvent) -> Bool {
     guard let directory = event.directory, let object = event.object else { return false }
     counters.lookups += 1
     do throws(SystemError) {
-      let found = try namespace.lookup(event.name.bytes, in: FileHandle(directory))
-      return found?.handle != FileHandle(object)
+      let found = try namespace.cachedLookup(event.name.bytes, in: FileHandle(directory))
+      return found != FileHandle(object)
     } catch {
       report(error)
       return true

@@ -77,13 +77,15 @@ extension Reconciler {
       differences.append(difference)
     }
     defer { reassertDirectories(found) }
+    var holders: [Int: [Int]] = [:]
+    for index in differences.indices {
+      if let held = differences[index].held { holders[held, default: []].append(index) }
+    }
     // What an entry must hold, first: a move takes it from where it was wrong.
     for index in differences.indices {
       guard let actual = differences[index].actual else { continue }
-      let source = differences.indices.first {
-        $0 != index && differences[$0].held == actual.object
-          && differences[$0].actual?.object != actual.object
-      }
+      // No other is to hold what it holds already: that would be no difference.
+      let source = holders[actual.object]?.first { differences[$0].held == actual.object }
       if let source, !window.objects[actual.object].flags.contains(.linked) {
         emitMove(from: differences[source], to: differences[index], actual)
         differences[source].held = nil
@@ -115,6 +117,9 @@ extension Reconciler {
   /// A directory's last record must say where it is, even where a model's entries
   /// are right: what is below it goes with that record.
   private func reassertDirectories(_ found: [UInt64: Found]) {
+    lazy var places = found.reduce(into: [Int: (entry: UInt64, touch: ReconcilerWindow.Touch)]()) {
+      if let object = $1.value.object { $0[object] = ($1.key, $1.value.touch) }
+    }
     for suspect in window.suspects {
       let object = window.objects[Int(suspect)]
       guard object.flags.isSuperset(of: [.isDirectory, .revisited, .dirty]),
@@ -124,9 +129,10 @@ extension Reconciler {
       guard let shown = found[last.entry], !(last.sets && shown.object == Int(suspect)) else {
         continue
       }
-      if let (entry, place) = found.first(where: { $0.value.object == Int(suspect) }) {
+      if let place = places[Int(suspect)] {
         emitEntry(
-          .create, Difference(entry: entry, touch: place.touch, held: nil), Int(suspect), true)
+          .create, Difference(entry: place.entry, touch: place.touch, held: nil), Int(suspect), true
+        )
       } else if last.sets {
         emitRecheck(Int(suspect))
       }

@@ -21,6 +21,17 @@ final class MountNamespace: Namespace {
     }
   }
 
+  func cachedLookup(_ name: [UInt8], in directory: FileHandle) throws(SystemError) -> FileHandle? {
+    do throws(SystemError) {
+      let parent = try Syscall.open(directory, onMount: mount)
+      guard let entry = try Syscall.openCachedEntry(of: parent, name: name) else { return nil }
+      return try Syscall.handle(of: entry.rawValue)
+    } catch {
+      if Self.isGone(error) { return nil }
+      throw error
+    }
+  }
+
   /// The name is not there, or its directory is gone with all its names.
   private static func isGone(_ error: SystemError) -> Bool {
     [ENOENT, ESTALE, ENOTDIR].contains(error.code)

@@ -190,8 +190,12 @@ struct NodeTable: ~Copyable {
     }
   }
 
+  /// An identity of which nothing has been said: not its end either.
   mutating func setID(_ index: UInt32, _ id: NodeID) {
-    change(index) { $0.id = NodeIDPair(id) }
+    change(index) {
+      $0.id = NodeIDPair(id)
+      $0.interest &= ~NodeTable.deadBit
+    }
   }
 
   /// Takes a registration out, and its object with the last one.

@@ -6,7 +6,7 @@ import Glibc
 ///
 /// In: listening sockets, a configuration, the mount table. Out: sessions that
 /// get what happens on their filesystems. Everything runs on the loop's
-/// thread; nothing here blocks for longer than a lookup in a filesystem.
+/// thread; nothing here blocks for longer than lookups in a filesystem.
 public final class Hub {
   /// May be changed at any time; sessions that exist keep what they have.
   public var limits: Limits

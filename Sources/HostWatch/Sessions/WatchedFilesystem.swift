@@ -69,6 +69,9 @@ final class WatchedFilesystem {
   /// Bytes of a storm's records are kept at most up to here while their window is
   /// open; then it counts as an overflow.
   static let retainedLimit = 256 << 20
+  /// Reads of the open window that ended with a RENAME and were followed by more.
+  private var victimsAwaited = 0
+  private static let victimsAwaitedAtMost = 8
   /// How long one turn of the loop may read, so that clients have theirs.
   private static let microsecondsPerTurn: UInt64 = 5000
 
@@ -369,7 +372,12 @@ final class WatchedFilesystem {
     router.beginBatch()
     largestBatch = max(largestBatch, count)
     if segment.reachedEnd {
-      if waitForVictim() { return false }
+      // The queue was empty, so the window may be closed in any case: a storm of renames, whose
+      // every read ends so, must not keep it open.
+      if victimsAwaited < Self.victimsAwaitedAtMost, waitForVictim() {
+        victimsAwaited += 1
+        return false
+      }
       closeWindow(before)
       return true
     }
@@ -404,6 +412,7 @@ final class WatchedFilesystem {
   }
 
   private func closeWindow(_ emptyAt: Timestamp) {
+    victimsAwaited = 0
     let renames = reconciler.directoryRenames
     reconciler.close()
     router.endWindow(directoryRenames: renames)

@@ -49,6 +49,24 @@ enum Syscall {
     return OwnedDescriptor(try checked(fd, "openat"))
   }
 
+  /// The same if the kernel has the name in memory, else nil. It waits for no lock.
+  static func openCachedEntry(
+    of directory: borrowing OwnedDescriptor, name: [UInt8]
+  ) throws(SystemError) -> OwnedDescriptor? {
+    let terminated = name.map { CChar(bitPattern: $0) } + [0]
+    var fd = -EAGAIN
+    // The kernel gives up as well where something is renamed at the moment.
+    for _ in 0..<cachedAttempts where fd == -EAGAIN {
+      fd = unsafe terminated.withUnsafeBufferPointer {
+        // The buffer is not empty and ends with a NUL.
+        unsafe hw_open_cached(directory.rawValue, $0.baseAddress!)
+      }
+    }
+    return fd == -EAGAIN ? nil : OwnedDescriptor(try checked(fd, "openat2"))
+  }
+
+  private static let cachedAttempts = 8
+
   /// A detached clone of the mount that `descriptor` is on, with the
   /// directory as its root. It does not keep the mount busy.
   static func cloneMount(_ descriptor: Int32) throws(SystemError) -> OwnedDescriptor {
