@@ -234,6 +234,7 @@ class Histories(HistoriesTest):
 class Overflowing(HistoriesTest):
     """The kernel's queue is so small that it overflows again and again."""
 
+    exclusive = True  # of the sysctl
     histories = 3
     part = 0.25
     config = table(daemon={"queue_events": 400})
