@@ -65,6 +65,18 @@ def granted(client, root, mode, **fields):
     return client
 
 
+def descriptors(pid):
+    """What a process holds open: number → target."""
+    folder = f"/proc/{pid}/fd"
+    found = {}
+    for name in os.listdir(folder):
+        try:
+            found[int(name)] = os.readlink(f"{folder}/{name}")
+        except FileNotFoundError:
+            pass
+    return found
+
+
 class Daemon:
     def __init__(self, shares=None, config=None, arguments=(), socket_path=None,
                  start=True):
@@ -235,15 +247,8 @@ class Daemon:
         return client
 
     def descriptors(self):
-        """What the daemon holds open: number → target."""
-        folder = f"/proc/{self.pid}/fd"
-        found = {}
-        for name in os.listdir(folder):
-            try:
-                found[int(name)] = os.readlink(f"{folder}/{name}")
-            except FileNotFoundError:
-                pass
-        return found
+        """What the daemon holds open."""
+        return descriptors(self.pid)
 
     def marks(self):
         """(sdev, mask) of each fanotify mark, from fdinfo."""

@@ -379,8 +379,8 @@ class Configurations(SystemdTest):
         pid = self.pid()
         self.configure("[limits]\nsessions = 0\n[nonsense]\n")
         self.assertNotEqual(systemctl("reload", SERVICE, check=False).returncode, 0)
-        done = run("journalctl", "-u", SERVICE, "-o", "cat", "-t", "hostwatchctl")
-        self.assertIn("reload refused", done.stdout)
+        eventually(lambda: "reload refused" in run(
+            "journalctl", "-u", SERVICE, "-o", "cat", "-t", "hostwatchctl").stdout)
         entries = eventually(lambda: len(self.journal.entries("reload refused")) == 3) and (
             self.journal.entries("reload refused")
         )

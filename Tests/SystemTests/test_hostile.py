@@ -35,6 +35,12 @@ SOAK_SECONDS = 60.0
 GROWTH_KIB = 8192
 
 
+def helpers(daemon):
+    """The processes that close for a daemon."""
+    with open(f"/proc/{daemon.pid}/task/{daemon.pid}/children", encoding="ascii") as file:
+        return file.read().split()
+
+
 class Hostile(DaemonTest):
     config = table(daemon={"socket_mode": "0666"})
     limit = 300
@@ -44,16 +50,19 @@ class Hostile(DaemonTest):
             return int(re.search(r"VmRSS:\s+(\d+)", file.read())[1])
 
     def settled(self, client):
-        """(descriptors, KiB) once the daemon has noticed every hang-up."""
+        """(descriptors, KiB) once the daemon has noticed every hang-up, and has no helper,
+        which costs it a pipe and a pidfd."""
+        before = None
         for _ in range(200):
             status = client.status()
+            found = self.daemon.descriptors()
             if len(status["sessions"]) == 2 and len(status["filesystems"]) == 1:
-                connected = sum("socket:" in one for one in self.daemon.descriptors().values())
-                if connected <= self.connected:
+                connected = sum("socket:" in one for one in found.values())
+                if connected <= self.connected and found == before and not helpers(self.daemon):
                     break
+            before = found
             time.sleep(0.05)
-        return sorted(re.sub(r"\d+", "", one) for one in self.daemon.descriptors().values()), \
-            self.resident()
+        return sorted(re.sub(r"\d+", "", one) for one in found.values()), self.resident()
 
     def attack(self, watch, writer, seconds, seed):
         """Runs hostile clients, one of them without privilege, and checks all the while
@@ -111,10 +120,7 @@ class SlowToClose(DaemonTest):
     the daemon, or never answers, must not hold it up."""
 
     def helpers(self):
-        """The processes that close for the daemon."""
-        with open(f"/proc/{self.daemon.pid}/task/{self.daemon.pid}/children",
-                  encoding="ascii") as file:
-            return file.read().split()
+        return helpers(self.daemon)
 
     def connection(self):
         client = self.daemon.connect()
