@@ -322,7 +322,7 @@ class Soak:
         self.control.go.set()
         actions = self.actions()
         next_line = self.began + self.options.every
-        while self.part() < 1:
+        while self.part() < 1 or not all(self.counts[word] for word in LEAST):
             next(actions)()
             pause = time.monotonic() + self.dice.uniform(0.1, 2.0)
             while time.monotonic() < pause:

@@ -218,12 +218,12 @@ class Equality(unittest.TestCase):
         return streams
 
     def check(self, operation, warm):
-        """Three times at most, as long as nothing differs but when an OPEN came: a
+        """A dozen times at most, as long as nothing differs but when an OPEN came: a
         writer that is held up between its write and its close looks like two."""
         name = f"{operation.__name__}-{'warm' if warm else 'cold'}-{next(_serial)}"
         wanted, names = native(operation, os.path.join(self.base, "native", name))
         self.assertTrue(wanted[0], "nothing was told natively")
-        for attempt in range(3):
+        for attempt in range(12):
             got = self.on_mount(operation, f"{name}-{attempt}", warm, names)
             deviation = self.deviations.get(operation.__name__, list)
             pairs = [(kind, deviation(left), deviation(right)) for kind, left, right
