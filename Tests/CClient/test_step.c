@@ -25,6 +25,7 @@ struct server {
 	int calls;
 	int64_t since[8]; /* nanoseconds */
 	int result;	  /* of the first call */
+	int timeout_ms;	  /* 0: the default */
 };
 
 static int reregister(struct hostwatch *h, const struct timespec *since,
@@ -50,7 +51,8 @@ static struct hostwatch *open_server(const struct fake *fake,
 
 	options.flags = HOSTWATCH_RECONNECT;
 	options.sync_interval_ms = 1;
-	options.timeout_ms = 200;
+	if (server->timeout_ms)
+		options.timeout_ms = server->timeout_ms;
 	options.reregister = reregister;
 	options.argument = server;
 	if (!CHECK_INT(hostwatch_open(&options, &h), 0))
@@ -432,7 +434,7 @@ static void refusing_script(int fd, unsigned int connection, void *unused)
 
 static void refused(void)
 {
-	struct server server = { .nodeid = 4 };
+	struct server server = { .nodeid = 4, .timeout_ms = 1000 };
 	struct hostwatch_event event;
 	struct fake fake;
 	struct hostwatch *h;

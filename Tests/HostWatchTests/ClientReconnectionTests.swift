@@ -5,7 +5,7 @@ import Testing
 @testable import HostWatch
 
 /// A client that stays in step by itself, against daemons that go and come.
-@Suite(.timeLimit(.minutes(1))) struct ClientReconnectionTests {
+@Suite(.timeLimit(.minutes(3))) struct ClientReconnectionTests {
   typealias Client = HostWatchClient
 
   /// Daemons one after the other; without any left, there is no socket.

@@ -14,7 +14,7 @@ import scratch
 from daemon import DaemonTest
 from streams import Inotify, mask_text
 
-TIMEOUT = 5.0
+TIMEOUT = 20.0
 
 
 def build(*flags):

@@ -22,7 +22,7 @@ from test_mirror import picture
 PATCH = os.path.join(REPOSITORY, "examples", "passthrough_ll.patch")
 EXAMPLES = "/usr/share/doc/libfuse3-dev/examples"
 LIBFUSE = "3.14."  # what the patch is against
-TIMEOUT = 5.0
+TIMEOUT = 20.0
 
 
 def libfuse(*what):

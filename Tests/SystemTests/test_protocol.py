@@ -248,12 +248,14 @@ class Descriptors(ProtocolTest):
 
     def check_descriptors(self, client, expected):
         """The daemon holds as many descriptors as it did; a connection that was
-        closed here is closed there a few exchanges later."""
-        for _ in range(200):
+        closed here is closed there a little later."""
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
             client.sync()
             now = self.daemon.descriptors()
             if len(now) == len(expected):
                 return
+            time.sleep(0.005)
         self.fail(f"{expected} before, {now} after")
 
     def test_refused_ones_are_closed(self):
@@ -390,10 +392,10 @@ class Session(ProtocolTest):
             clients[2].init(share=b"no-such-share")
         for client in clients:
             with self.assertRaises(HungUp):
-                client.receive(10)
+                client.receive(20)
             self.assertGreater(time.monotonic() - started, 4.5)
             client.close()
-        self.assertLess(time.monotonic() - started, 8)
+        self.assertLess(time.monotonic() - started, 20)
 
     def test_forget(self):
         """In force for every record after the next reply."""

@@ -24,7 +24,7 @@ struct DoctorTests {
 
   @Test("a program that does not end is given up, with what it has said")
   func endless() throws {
-    let outcome = try #require(Command.run(["sh", "-c", "echo so far; exec sleep 60"], seconds: 1))
+    let outcome = try #require(Command.run(["sh", "-c", "echo so far; exec sleep 60"], seconds: 3))
     #expect(outcome == Command.Outcome(status: nil, output: "so far\n"))
     let quiet = try #require(Command.run(["sh", "-c", "exec >&- 2>&-; exec sleep 60"], seconds: 1))
     #expect(quiet == Command.Outcome(status: nil, output: ""))

@@ -97,16 +97,17 @@ private final class Pair {
   @Test func timersFireOnceEachTimeTheyAreArmed() throws {
     let loop = try SystemdLoop()
     var fired = 0
+    let end = try loop.timer(priority: .idle) { loop.exit(0) }
+    end.arm(afterMicroseconds: 10_000_000)
     var timer: (any LoopTimer)?
     timer = try loop.timer(priority: .normal) {
       fired += 1
       if fired < 3 { timer?.arm(afterMicroseconds: 1000) }
+      if fired == 3 { end.arm(afterMicroseconds: 50_000) }
     }
     let never = try loop.timer(priority: .normal) { fired += 100 }
     never.arm(afterMicroseconds: 2000)
     never.disarm()
-    let end = try loop.timer(priority: .idle) { loop.exit(0) }
-    end.arm(afterMicroseconds: 50_000)
     let start = monotonicMicroseconds()
     timer?.arm(afterMicroseconds: 1000)
     #expect(try loop.run() == 0)
