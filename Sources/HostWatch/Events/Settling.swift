@@ -77,15 +77,16 @@ extension Reconciler {
       differences.append(difference)
     }
     defer { reassertDirectories(found) }
-    var holders: [Int: [Int]] = [:]
-    for index in differences.indices {
-      if let held = differences[index].held { holders[held, default: []].append(index) }
-    }
+    var holders: [Int?: [Int]]?
     // What an entry must hold, first: a move takes it from where it was wrong.
     for index in differences.indices {
       guard let actual = differences[index].actual else { continue }
-      // No other is to hold what it holds already: that would be no difference.
-      let source = holders[actual.object]?.first { differences[$0].held == actual.object }
+      // To compare all with all takes too long where there are many.
+      if holders == nil {
+        holders = Dictionary(grouping: differences.indices) { differences[$0].held }
+      }
+      // None of these is to hold what it holds: that would be no difference.
+      let source = holders?[actual.object]?.first { differences[$0].held == actual.object }
       if let source, !window.objects[actual.object].flags.contains(.linked) {
         emitMove(from: differences[source], to: differences[index], actual)
         differences[source].held = nil
@@ -117,9 +118,7 @@ extension Reconciler {
   /// A directory's last record must say where it is, even where a model's entries
   /// are right: what is below it goes with that record.
   private func reassertDirectories(_ found: [UInt64: Found]) {
-    lazy var places = found.reduce(into: [Int: (entry: UInt64, touch: ReconcilerWindow.Touch)]()) {
-      if let object = $1.value.object { $0[object] = ($1.key, $1.value.touch) }
-    }
+    var places: [Int: (entry: UInt64, touch: ReconcilerWindow.Touch)]?
     for suspect in window.suspects {
       let object = window.objects[Int(suspect)]
       guard object.flags.isSuperset(of: [.isDirectory, .revisited, .dirty]),
@@ -129,7 +128,13 @@ extension Reconciler {
       guard let shown = found[last.entry], !(last.sets && shown.object == Int(suspect)) else {
         continue
       }
-      if let place = places[Int(suspect)] {
+      if places == nil {
+        places = [:]
+        for (entry, place) in found {
+          if let object = place.object { places?[object] = (entry, place.touch) }
+        }
+      }
+      if let place = places?[Int(suspect)] {
         emitEntry(
           .create, Difference(entry: place.entry, touch: place.touch, held: nil), Int(suspect), true
         )
