@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -308,6 +309,47 @@ int hwfs_notify_epoch(int fuse_fd)
 	return write(fuse_fd, &message, sizeof(message)) < 0 ? -errno : 0;
 }
 
+static sigset_t ends;
+static pthread_t looping;
+static atomic_bool has_looped;
+
+static void nothing(int number) { (void)number; }
+
+void hwfs_block_ends(void)
+{
+	static const int numbers[] = { SIGHUP, SIGINT, SIGTERM };
+	/* Without SA_RESTART: it ends a sem_wait(3). */
+	struct sigaction waking = { .sa_handler = nothing }, before;
+
+	sigemptyset(&ends);
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
+		/* What nohup(1) has ignored stays so: sigwait(3) would see it. */
+		if (sigaction(numbers[i], NULL, &before) == 0 &&
+		    before.sa_handler != SIG_IGN)
+			sigaddset(&ends, numbers[i]);
+	pthread_sigmask(SIG_BLOCK, &ends, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	looping = pthread_self();
+	sigaction(SIGUSR1, &waking, NULL);
+}
+
+void hwfs_await_end(void)
+{
+	int number;
+
+	while (sigwait(&ends, &number) != 0)
+		;
+}
+
+void hwfs_wake_loop(void)
+{
+	/* Again, since libfuse may have looked before and go to sleep now. */
+	while (!has_looped) {
+		pthread_kill(looping, SIGUSR1);
+		poll(NULL, 0, 10);
+	}
+}
+
 int hwfs_session_loop(struct fuse_session *session, unsigned max_threads,
 		      unsigned idle_threads)
 {
@@ -320,6 +362,7 @@ int hwfs_session_loop(struct fuse_session *session, unsigned max_threads,
 	fuse_loop_cfg_set_idle_threads(config, idle_threads);
 	result = fuse_session_loop_mt(session, config);
 	fuse_loop_cfg_destroy(config);
+	has_looped = true;
 	return result;
 }
 

@@ -1,6 +1,7 @@
 import CFuse
 import CHostWatchFS
 import Glibc
+import HostWatch
 
 /// libfuse's session, mounted. One in a process.
 @safe final class Mount: @unchecked Sendable {
@@ -32,23 +33,47 @@ import Glibc
   deinit { unsafe fuse_session_destroy(session) }
 
   func mount(at path: String) throws(Fault) {
+    // Who ends this from here on unmounts it.
+    hwfs_block_ends()
     guard unsafe path.withCString({ unsafe fuse_session_mount(session, $0) }) == 0 else {
       throw Fault(text: "cannot mount at \(path)")
     }
-    guard unsafe fuse_set_signal_handlers(session) == 0 else {
-      unsafe fuse_session_unmount(session)
-      throw Fault(text: "cannot set signal handlers")
+  }
+
+  /// Lets a signal end the loop, after `body`: requests are served meanwhile.
+  func endOnSignal(_ body: Ending) throws(Failure) {
+    try startThread(named: "signals") {
+      hwfs_await_end()
+      body.run { unsafe fuse_session_exit(self.session) }
+      hwfs_wake_loop()
     }
   }
 
-  /// Serves until the mount is gone or a signal comes.
+  /// Serves until the mount is gone or the session was exited.
   func loop(maxThreads: UInt32) -> Int32 {
     unsafe hwfs_session_loop(session, maxThreads, min(maxThreads, 10))
   }
 
   func unmount() {
-    unsafe fuse_remove_signal_handlers(session)
     unsafe fuse_session_unmount(session)
+  }
+}
+
+/// What is done once, before a session ends or after it has: whoever comes second waits for it.
+final class Ending: Sendable {
+  private let isDone = Locked(false)
+  private let body: @Sendable () -> Void
+
+  init(_ body: @escaping @Sendable () -> Void) { self.body = body }
+
+  /// `first` is called if this is the first.
+  func run(_ first: () -> Void = {}) {
+    isDone.withLock { isDone in
+      guard !isDone else { return }
+      body()
+      first()
+      isDone = true
+    }
   }
 }
 

@@ -68,11 +68,23 @@ struct Serving {
       throw Self.shortage(error)
     }
     let control = startControl(view, statistics, follower, replay)
+    let ending = Ending { [follower] in
+      control?.stop()
+      follower?.stop()
+    }
+    do throws(Failure) {
+      // A client's request holds locks of the kernel that the follower and the replayer wait
+      // for: it has to be answered until they have stopped.
+      try mount.endOnSignal(ending)
+    } catch {
+      mount.unmount()  // nobody serves what the follower may wait for
+      ending.run()
+      throw Self.shortage(error)
+    }
     started()
     notifyManager()
     let result = mount.loop(maxThreads: options.maxThreads)
-    control?.stop()
-    follower?.stop()
+    ending.run()
     mount.unmount()
     guard result >= 0 else {
       throw Fault(status: 70, text: "the session ended: \(Hostwatchfs.text(-result))")

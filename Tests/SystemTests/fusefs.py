@@ -140,8 +140,9 @@ class HostwatchFS:
         if self in _mounted:
             _mounted.remove(self)
         self.process.kill()
+        # -f: a thread that waits in the kernel for an answer of this process ends then only.
+        while is_mounted(self.path):
+            subprocess.run(["umount", "-f", "-l", self.path], check=False)
         self.process.wait()
         if os.path.exists(self.control):
             os.unlink(self.control)
-        while is_mounted(self.path):
-            subprocess.run(["umount", "-l", self.path], check=False)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import threading
 import time
 
@@ -532,6 +533,76 @@ class FailureTest(MountTest):
         self.fs.process.terminate()
         self.assertEqual(self.fs.process.wait(10), 0)
         self.assertFalse(fusefs.is_mounted(self.mnt))
+
+    def test_a_signal_that_was_ignored_unmounts_nothing(self):
+        fs = fusefs.HostwatchFS(self.share, self.daemon.socket, self.options, prefix=["nohup"])
+        self.addCleanup(fs.kill)
+        fs.process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+        self.assertEqual(fs.status()["state"], "in-step")
+        fs.process.send_signal(signal.SIGINT)
+        self.assertEqual(fs.process.wait(10), 0)
+
+
+class EndUnderLoadTest(MountTest):
+    """A signal comes while requests wait, in directories of which records are applied."""
+
+    options = "allow_other,events=invalidate,max_threads=2"
+    directories = 3
+
+    HOST = """import itertools, os, sys
+for number in itertools.count():
+    for top in sys.argv[1:]:
+        path = os.path.join(top, f"h{os.getpid()}-{number}")
+        os.mkdir(path)
+        os.rename(path, path + "x")
+        os.rmdir(path + "x")
+"""
+    CLIENT = """import itertools, os, sys
+for number in itertools.count():
+    for top in sys.argv[2:]:
+        try:
+            os.path.exists(os.path.join(top, f"{sys.argv[1]}-{number}"))
+            os.listdir(top)
+        except OSError:
+            sys.exit()
+"""
+
+    def test_it_ends(self):
+        names = [f"d{number}" for number in range(self.directories)]
+        for name in names:
+            os.mkdir(self.path(name))
+        for turn in range(3):
+            with self.subTest(turn=turn):
+                self.end_once(names)
+
+    def end_once(self, names):
+        fs = fusefs.HostwatchFS(self.share, self.daemon.socket, self.options)
+        self.addCleanup(fs.kill)
+        mounted = [os.path.join(fs.path, name) for name in names]
+        processes = [subprocess.Popen([sys.executable, "-c", self.HOST, *map(self.path, names)])]
+        try:
+            processes += [subprocess.Popen([sys.executable, "-c", self.CLIENT, str(number),
+                                            *mounted]) for number in range(6)]
+            # Answers take so long that there are always requests that nobody has read yet.
+            with inject.failing(fs.process.pid, "writev", "delay_enter=50000") as count:
+                fusefs.wait_until(lambda: count() > 20, "answers are delayed")
+                fs.process.terminate()
+                try:
+                    status = fs.process.wait(20)
+                except subprocess.TimeoutExpired:
+                    fs.kill()
+                    raise AssertionError("it does not end") from None
+            self.assertEqual(status, 0, fs.log())
+            self.assertFalse(fusefs.is_mounted(fs.path))
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+class ReplayEndUnderLoadTest(EndUnderLoadTest):
+    options = "allow_other,max_threads=2"
 
 
 class ShortageTest(MountTest):

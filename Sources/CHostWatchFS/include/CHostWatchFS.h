@@ -106,6 +106,13 @@ int hwfs_restore(void);
  * (Linux 6.16), -EINVAL where it is unknown. */
 int hwfs_notify_epoch(int fuse_fd);
 
+/* From here on SIGHUP, SIGINT and SIGTERM, unless they are ignored, come to
+ * hwfs_await_end() alone. On the thread that will loop, before any other is started. */
+void hwfs_block_ends(void);
+/* Waits for one of them. On a thread that blocks them. */
+void hwfs_await_end(void);
+/* Has a loop see that the session was exited; returns when it has ended. */
+void hwfs_wake_loop(void);
 /* fuse_session_loop_mt() with so many threads. */
 int hwfs_session_loop(struct fuse_session *session, unsigned max_threads,
 		      unsigned idle_threads);
