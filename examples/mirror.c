@@ -24,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -292,7 +293,7 @@ int main(int argc, char **argv)
 {
 	char *options[] = { argv[0], "-oallow_other,default_permissions,fsname=mirror", NULL };
 	struct fuse_args arguments = FUSE_ARGS_INIT(2, options);
-	int status = 1;
+	int status = -1;
 
 	if (argc < 3 || (root.fd = open(argv[1], O_RDONLY | O_DIRECTORY)) < 0)
 		return fprintf(stderr, "mirror SOURCE MOUNTPOINT [SOCKET]\n"), 64;
@@ -317,7 +318,11 @@ int main(int argc, char **argv)
 #ifdef HOSTWATCH
 	if (!pthread_create(&thread, NULL, follow, NULL))
 #endif
-		status = fuse_session_loop_mt(session, NULL) < 0;
+		status = fuse_session_loop_mt(session, NULL);
+#ifdef HOSTWATCH
+	if (status > 0) /* a signal: the thread may wait for what nobody answers any more */
+		umount2(argv[2], MNT_FORCE | MNT_DETACH);
+#endif
 	fuse_session_unmount(session);
-	return status;
+	return status < 0;
 }

@@ -2,11 +2,13 @@
 """Mounts hostwatchfs for a test, and asks it when it has applied everything."""
 
 import atexit
+import contextlib
 import json
 import os
 import resource
 import socket
 import subprocess
+import sys
 import time
 
 import daemon
@@ -25,6 +27,12 @@ def binary():
 def is_mounted(path):
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         return any(line.split()[4] == path for line in file)
+
+
+def unmount(path):
+    """A thread that waits in the kernel for an answer that nobody gives ends with this, too."""
+    while is_mounted(path):
+        subprocess.run(["umount", "-f", "-l", path], check=False)
 
 
 def wait_until(condition, what, timeout=10.0):
@@ -59,6 +67,44 @@ def ask(control, word, timeout=30.0):
         peer.connect(control)
         peer.send(word.encode())
         return peer.recv(1 << 20).decode()
+
+
+_HOST = """import itertools, os, sys
+for number in itertools.count():
+    for top in sys.argv[1:]:
+        path = os.path.join(top, f"h{os.getpid()}-{number}")
+        os.mkdir(path)
+        os.rename(path, path + "x")
+        os.rmdir(path + "x")
+"""
+_CLIENT = """import itertools, os, sys
+for number in itertools.count():
+    for top in sys.argv[2:]:
+        try:
+            os.path.exists(os.path.join(top, f"{sys.argv[1]}-{number}"))
+            os.listdir(top)
+        except OSError:
+            sys.exit()
+"""
+
+
+@contextlib.contextmanager
+def load(source, mount, names):
+    """Meanwhile directories of these names change on the host, and are looked at on a mount,
+    which is gone afterwards."""
+    def start(*arguments):
+        return subprocess.Popen([sys.executable, "-c", *arguments])
+    there, here = ([os.path.join(top, name) for name in names] for top in (source, mount))
+    processes = [start(_HOST, *there)]
+    try:
+        processes += [start(_CLIENT, str(number), *here) for number in range(6)]
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+        unmount(mount)
+        for process in processes:
+            process.wait()
 
 
 def _unmount_all():
@@ -140,9 +186,7 @@ class HostwatchFS:
         if self in _mounted:
             _mounted.remove(self)
         self.process.kill()
-        # -f: a thread that waits in the kernel for an answer of this process ends then only.
-        while is_mounted(self.path):
-            subprocess.run(["umount", "-f", "-l", self.path], check=False)
+        unmount(self.path)
         self.process.wait()
         if os.path.exists(self.control):
             os.unlink(self.control)

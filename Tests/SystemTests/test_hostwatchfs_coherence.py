@@ -12,7 +12,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import threading
 import time
 
@@ -550,24 +549,6 @@ class EndUnderLoadTest(MountTest):
     options = "allow_other,events=invalidate,max_threads=2"
     directories = 3
 
-    HOST = """import itertools, os, sys
-for number in itertools.count():
-    for top in sys.argv[1:]:
-        path = os.path.join(top, f"h{os.getpid()}-{number}")
-        os.mkdir(path)
-        os.rename(path, path + "x")
-        os.rmdir(path + "x")
-"""
-    CLIENT = """import itertools, os, sys
-for number in itertools.count():
-    for top in sys.argv[2:]:
-        try:
-            os.path.exists(os.path.join(top, f"{sys.argv[1]}-{number}"))
-            os.listdir(top)
-        except OSError:
-            sys.exit()
-"""
-
     def test_it_ends(self):
         names = [f"d{number}" for number in range(self.directories)]
         for name in names:
@@ -579,11 +560,7 @@ for number in itertools.count():
     def end_once(self, names):
         fs = fusefs.HostwatchFS(self.share, self.daemon.socket, self.options)
         self.addCleanup(fs.kill)
-        mounted = [os.path.join(fs.path, name) for name in names]
-        processes = [subprocess.Popen([sys.executable, "-c", self.HOST, *map(self.path, names)])]
-        try:
-            processes += [subprocess.Popen([sys.executable, "-c", self.CLIENT, str(number),
-                                            *mounted]) for number in range(6)]
+        with fusefs.load(self.share, fs.path, names):
             # Answers take so long that there are always requests that nobody has read yet.
             with inject.failing(fs.process.pid, "writev", "delay_enter=50000") as count:
                 fusefs.wait_until(lambda: count() > 20, "answers are delayed")
@@ -593,12 +570,8 @@ for number in itertools.count():
                 except subprocess.TimeoutExpired:
                     fs.kill()
                     raise AssertionError("it does not end") from None
-            self.assertEqual(status, 0, fs.log())
-            self.assertFalse(fusefs.is_mounted(fs.path))
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+        self.assertEqual(status, 0, fs.log())
+        self.assertFalse(fusefs.is_mounted(fs.path))
 
 
 class ReplayEndUnderLoadTest(EndUnderLoadTest):

@@ -14,6 +14,8 @@ import time
 import unittest
 
 import daemon
+import fusefs
+import inject
 import runner
 import scratch
 from daemon import REPOSITORY, DaemonTest
@@ -90,18 +92,18 @@ class PassthroughTest(DaemonTest):
         super().setUpClass()
         cls.programs = {patched: build(patched) for patched in (True, False)}
 
-    def started(self, patched=True, options="cache=always,timeout=86400", socket=None):
+    def started(self, patched=True, options="cache=always,timeout=86400", socket=None, more=()):
         """The server's process and its mount point."""
         path = scratch.new_path("passthrough-mount")
         os.mkdir(path)
         options = f"source={self.share},allow_other,{options}"
         if patched:
             options += f",hostwatch={socket or self.daemon.socket}"
-        process = subprocess.Popen([self.programs[patched][0], "-f", "-o", options, path],
+        process = subprocess.Popen([self.programs[patched][0], "-f", *more, "-o", options, path],
                                    stderr=subprocess.PIPE, text=True)
 
         def stop():
-            subprocess.run(["umount", "-l", path], stderr=subprocess.DEVNULL, check=False)
+            subprocess.run(["umount", "-f", "-l", path], stderr=subprocess.DEVNULL, check=False)
             process.terminate()
             process.wait(10)
             process.stderr.close()
@@ -316,6 +318,18 @@ class PassthroughTest(DaemonTest):
         subprocess.run(["umount", mount], check=True)
         self.assertEqual(process.wait(10), 0)
         self.assertNotIn("hostwatch", process.stderr.read())
+
+    def test_it_ends_under_load(self):
+        os.mkdir(self.path("d"))
+        process, mount = self.started(more=["-s"])
+        self.until(lambda: os.path.ismount(mount), "mounted")
+        with fusefs.load(self.share, mount, ["d"]):
+            # There are always requests that nobody has read yet.
+            with inject.failing(process.pid, "writev", "delay_enter=50000") as count:
+                fusefs.wait_until(lambda: count() > 20, "answers are delayed")
+                process.terminate()
+                fusefs.wait_until(lambda: not fusefs.is_mounted(mount), "unmounted", 20)
+            process.wait(20)
 
     def test_who_caches_needs_a_daemon(self):
         nobody = scratch.new_path("no-socket")

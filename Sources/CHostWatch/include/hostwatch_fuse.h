@@ -48,9 +48,12 @@
  * hostwatch_fuse_out_of_step() and hostwatch_fuse_expire(), is never called from
  * a request's handler, nor under a lock that a handler takes, nor by the only
  * thread that serves requests: it belongs into a thread of its own, the one that
- * is in hostwatch_next(). hostwatch_fuse_apply(), hostwatch_fuse_out_of_step()
- * and hostwatch_fuse_registered() note the state and are called by one thread at
- * a time. Everything else may be called from anywhere.
+ * is in hostwatch_next(). Such a lock is not to be had any more when requests are
+ * not served, and the wait is not interrupted: the thread is ended before the
+ * loop is, or after the connection (umount2() with MNT_FORCE).
+ * hostwatch_fuse_apply(), hostwatch_fuse_out_of_step() and
+ * hostwatch_fuse_registered() note the state and are called by one thread at a
+ * time. Everything else may be called from anywhere.
  *
  * Errors are negative errnos: those of libfuse's fuse_lowlevel_notify_*() and of
  * writing to /dev/fuse. Pointers must not be NULL but where it says so.
