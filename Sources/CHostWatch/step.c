@@ -386,8 +386,12 @@ bool hwc_step_work(struct hostwatch *h, int64_t *until)
 		if (!h->connect_at)
 			schedule(h);
 		due = h->connect_at;
-		if (hwc_now() >= due)
+		if (hwc_now() >= due) {
 			reconnect(h); /* due is past: look again */
+			/* hostwatch_fd() does not become readable for it. */
+			if ((h->given_up || h->stopped) && !h->queue)
+				return false;
+		}
 	}
 	if (due && due < *until)
 		*until = due;

@@ -452,6 +452,30 @@ static void refused(void)
 	fake_stop(&fake);
 }
 
+/* Who polls is told of it, too: nothing would make the descriptor readable again. */
+static void refused_polled(void)
+{
+	struct server server = { .nodeid = 4 };
+	struct hostwatch_event event;
+	struct fake fake;
+	struct hostwatch *h;
+	int r = 0;
+
+	fake_start(&fake, 5, refusing_script, NULL);
+	h = open_server(&fake, &server);
+	while (r >= 0 && !checks_failed()) {
+		struct pollfd one = { .fd = hostwatch_fd(h), .events = POLLIN };
+
+		CHECK_INT(poll(&one, 1, 20000), 1);
+		while ((r = hostwatch_next(h, &event, 0)) == 1)
+			;
+	}
+	CHECK_INT(r, -ENOTCONN);
+	CHECK_TEXT(hostwatch_error_text(), "not connected: because");
+	hostwatch_close(h);
+	fake_stop(&fake);
+}
+
 /* What an earlier attempt was refused for says nothing of one that finds no daemon. */
 static void once_refused_script(int fd, unsigned int connection, void *unused)
 {
@@ -725,7 +749,7 @@ int main(int argc, char **argv)
 		TEST(lost_again),	TEST(failing_callback),
 		TEST(gap_in_tree),	TEST(daemon_shut_down),
 		TEST(root_gone),	TEST(refused),
-		TEST(refused_and_away),
+		TEST(refused_polled),	TEST(refused_and_away),
 		TEST(away),		TEST(shutdown_wakes),
 		TEST(storm),
 	};
