@@ -33,7 +33,8 @@ import HostWatch
   private let progress = Locked(Progress())
   /// Ends the thread's wait.
   private let wake: Int32
-  // Only the follower's thread uses these two.
+  // Only the follower's thread uses these three.
+  private nonisolated(unsafe) var hasGivenUp = false
   /// Nodes that were found gone when everything was registered again.
   private nonisolated(unsafe) var gone: [UInt64] = []
   private nonisolated(unsafe) var unopened = Unopened()
@@ -133,8 +134,12 @@ import HostWatch
       } else if !stopping.withLock({ $0 }) {
         // It has given up: what is wrong does not go away by itself, but an
         // administrator may put it right.
-        leaveStep("the session with hostwatchd is over: \(Daemon.errorText)")
-        hwfs_wait(wake, -1, Self.retryMilliseconds)
+        giveUp("the session with hostwatchd is over: \(Daemon.errorText)")
+        progress.withLock { progress in
+          progress.busySince = nil
+          progress.served = asked
+        }
+        waitToRetry()
         _ = daemon.reconnect()
       }
     }
@@ -142,6 +147,15 @@ import HostWatch
   }
 
   private static let retryMilliseconds: Int32 = 5000
+
+  /// What handlers leave to be done is done meanwhile.
+  private func waitToRetry() {
+    let due = Self.now() + UInt64(Self.retryMilliseconds) * 1000
+    while !stopping.withLock({ $0 }), case let now = Self.now(), now < due {
+      let pause = earlier(invalidator.settle(), applier.settle())
+      hwfs_event_wait(wake, earlier(pause, Int32((due - now) / 1000) + 1))
+    }
+  }
 
   private func wait(_ milliseconds: Int32) {
     let isAsked = progress.withLock { $0.served < $0.asked }
@@ -203,7 +217,18 @@ import HostWatch
     applier.outOfStep()
   }
 
+  /// Said once, and not at each attempt.
+  private func giveUp(_ why: String) {
+    if view.isInStep {
+      leaveStep(why)
+    } else if unsafe !hasGivenUp {
+      log.warning("\(why); it is tried again every few seconds")
+    }
+    unsafe hasGivenUp = true
+  }
+
   private func enterStep() {
+    unsafe hasGivenUp = false
     guard !view.isInStep else { return }
     view.isInStep = true
     log.notice("in step with hostwatchd again")

@@ -10,7 +10,9 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import threading
 import time
@@ -20,6 +22,7 @@ import inject
 import runner
 import scratch
 from daemon import Daemon, DaemonTest, descriptors
+from hostwatch import INIT, REPLY
 from test_hostwatchfs import MountTest, RENAME_EXCHANGE, outcome, rename2, tree
 
 
@@ -500,6 +503,63 @@ class FailureTest(MountTest):
         fs.sync()
         for name in names:
             os.stat(os.path.join(fs.path, name, "new"))
+
+    def test_a_daemon_that_refuses_it_for_good(self):
+        daemon = Daemon()
+        self.addCleanup(daemon.kill)
+        fs = fusefs.HostwatchFS(self.share, daemon.socket, self.options)
+        self.addCleanup(fs.kill)
+        names = [f"f{number}" for number in range(400)]
+        for name in names:
+            write(self.path(name), b"before")
+        fs.sync()
+        daemon.kill()
+        os.unlink(daemon.socket)
+        attempts = []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(daemon.socket)
+            listener.listen()
+
+            def refuse():
+                while True:
+                    try:
+                        peer = listener.accept()[0]
+                    except OSError:
+                        return
+                    with peer:
+                        attempts.append(time.monotonic())
+                        unique = struct.unpack_from("=Q", peer.recv(4096), 8)[0]
+                        text = b"never again"
+                        peer.send(struct.pack("=IHHQiI", 24 + len(text), INIT | REPLY, 0, unique,
+                                              -errno.EACCES, 0) + text)
+                        peer.recv(4096)
+            thread = threading.Thread(target=refuse)
+            thread.start()
+            try:
+                fusefs.wait_until(lambda: "is over: not connected: never again" in fs.log(),
+                                  "it has been told")
+                first = len(attempts)
+                # What handlers find does not bring the next attempt forward.
+                end = time.monotonic() + 3
+                for name in names:
+                    self.assertEqual(read(os.path.join(fs.path, name)), b"before")
+                    if time.monotonic() > end:
+                        break
+                self.assertLessEqual(len(attempts), first + 1)
+                self.assertEqual(fs.ask("sync"), "failed")
+                fusefs.wait_until(lambda: len(attempts) > first, "it tries again", 20)
+                self.assertEqual(fs.log().count("is over"), 1)
+            finally:
+                listener.shutdown(socket.SHUT_RDWR)
+                thread.join()
+        os.unlink(daemon.socket)
+        daemon.start()
+        fusefs.wait_until(lambda: fs.status()["state"] == "in-step", "in step", 20)
+        for name in names:
+            write(self.path(name), b"after!")
+        fs.sync()
+        for name in names:
+            self.assertEqual(read(os.path.join(fs.path, name)), b"after!")
 
     def test_a_killed_server_leaves_no_hung_mount(self):
         churn = Churn(self.mnt, 1)
