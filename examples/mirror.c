@@ -104,6 +104,25 @@ static int64_t links(void *unused, uint64_t nodeid)
 	return fstat(node_of(nodeid)->fd, &status) < 0 ? -errno : (int64_t)status.st_nlink;
 }
 
+static void visit_nodes(void *unused, hostwatch_fuse_visit_node visit, void *argument)
+{
+	struct node *n = NULL, *next;
+
+	(void)unused;
+	for (;; n = next) {
+		pthread_mutex_lock(&lock);
+		next = n ? n->next : nodes;
+		if (next)
+			next->lookups++; /* its place in the list stays */
+		pthread_mutex_unlock(&lock);
+		if (n)
+			drop((uintptr_t)n, 1);
+		if (!next)
+			return;
+		visit(argument, (uintptr_t)next, next->generation);
+	}
+}
+
 static void register_again(void)
 {
 	pthread_mutex_lock(&lock);
@@ -312,6 +331,7 @@ int main(int argc, char **argv)
 	apply.hold = hold;
 	apply.release = release;
 	apply.links = links;
+	apply.nodes = visit_nodes;
 #endif
 	if (!session || fuse_set_signal_handlers(session) || fuse_session_mount(session, argv[2]))
 		return 1;

@@ -130,6 +130,15 @@ static void names(void *context, uint64_t directory, hostwatch_fuse_visit visit,
 		visit(argument, 7, "d", 1);
 }
 
+/* Three objects, one of which it holds. */
+static void nodes(void *context, hostwatch_fuse_visit_node visit, void *argument)
+{
+	CHECK_INT(*(const int *)context, 5);
+	visit(argument, 1, 0);
+	visit(argument, 9, 1);
+	visit(argument, 8, 1);
+}
+
 static int64_t link_count;
 
 static int64_t links(void *context, uint64_t node)
@@ -333,6 +342,15 @@ static void everything(void)
 	CHECK_INT(f.failed, 1);
 	has_epochs = 1;
 	tells(&f, lost, "epoch; contents 1; ");
+
+	/* What is open or somebody's working directory is found by no name. */
+	f.nodes = nodes;
+	tells(&f, lost, "epoch; contents 9; contents 8; contents 1; ");
+	f.hold = hold;
+	f.release = release;
+	unarrived = 1;
+	tells(&f, lost, "epoch; contents 9; attributes 1; contents 9; contents 1; ");
+	CHECK_INT(held, 0);
 }
 
 int main(int argc, char **argv)

@@ -311,6 +311,25 @@ class PassthroughTest(DaemonTest):
             self.until(lambda: os.pread(file.fileno(), 99, 0) == b"new and longer", "its pages")
         self.becomes_true(mount, self.NAMES)
 
+    def test_what_is_open_while_the_daemon_is_away(self):
+        """Nobody looks it up by its name."""
+        self.fill()
+        mount = self.mounted()
+        self.becomes_true(mount, self.NAMES)
+        directory = os.open(os.path.join(mount, "sub"), os.O_RDONLY | os.O_DIRECTORY)
+        self.addCleanup(os.close, directory)
+        with open(os.path.join(mount, "f"), "rb") as file:
+            self.assertEqual(file.read(), b"old f")
+            self.daemon.kill()
+            try:
+                daemon.write(self.path("f"), b"new and longer")
+                os.chmod(self.path("sub"), 0o700)
+                self.until(lambda: os.pread(file.fileno(), 99, 0) == b"new and longer", "its pages")
+                self.assertEqual(os.fstat(file.fileno()).st_size, 14)
+                self.until(lambda: os.fstat(directory).st_mode & 0o777 == 0o700, "a directory")
+            finally:
+                self.daemon.start()
+
     def test_it_ends(self):
         process, mount = self.started()
         self.until(lambda: os.path.ismount(mount), "mounted")

@@ -24,9 +24,9 @@
  *	ATTRIB, ACCESS	attributes of O; O unknown: entry N of D
  *	DELETE_SELF	contents of O
  *	RECHECK		contents of O; with ISDIR its names are expired, too
- *	LOST, DISCONNECTED, DETACHED	everything is expired, and timeouts
- *			are 0 until RESYNCED, IN_STEP or
- *			hostwatch_fuse_registered()
+ *	LOST, DISCONNECTED, DETACHED	all names are expired, contents of what
+ *			.nodes visits, and timeouts are 0 until RESYNCED,
+ *			IN_STEP or hostwatch_fuse_registered()
  *
  * "Entry" is fuse_lowlevel_notify_inval_entry(), "contents" and "attributes"
  * are fuse_lowlevel_notify_inval_inode(), "delete" is
@@ -77,6 +77,10 @@
 typedef void (*hostwatch_fuse_visit)(void *argument, uint64_t directory,
 				     const char *name, size_t name_size);
 
+/* Called once for each object. */
+typedef void (*hostwatch_fuse_visit_node)(void *argument, uint64_t nodeid,
+					  uint64_t generation);
+
 /* One mount of a server; filled by hostwatch_fuse_init(). */
 struct hostwatch_fuse {
 	/* Whose kernel is told; must live longer than this does. */
@@ -101,6 +105,14 @@ struct hostwatch_fuse {
 	 * takes may be held during a visit. */
 	void (*names)(void *context, uint64_t directory,
 		      hostwatch_fuse_visit visit, void *argument);
+	/* Visits every object that the kernel may have, the root or not; those
+	 * of which it is told meanwhile may be left out. With .hold an object
+	 * may be forgotten during its visit. Nobody looks up by name what a
+	 * client has open or is in: without this its attributes and pages stay
+	 * as they were for as long as the session is out of step. No lock that a
+	 * handler takes may be held during a visit. */
+	void (*nodes)(void *context, hostwatch_fuse_visit_node visit,
+		      void *argument);
 	/* Given to all of them. */
 	void *context;
 
@@ -331,10 +343,21 @@ static inline void hostwatch_fuse_doubt_(struct hostwatch_fuse *f,
 		hostwatch_fuse_count_(f, &f->epochs, error, first);
 }
 
+static inline void hostwatch_fuse_visit_node_(void *argument, uint64_t nodeid,
+					      uint64_t generation)
+{
+	const struct hw_node node = { nodeid, generation };
+	struct hostwatch_fuse_walk_ *walk =
+		(struct hostwatch_fuse_walk_ *)argument;
+
+	if (nodeid != FUSE_ROOT_ID)
+		hostwatch_fuse_inode_(walk->f, &node, 1, walk->first);
+}
+
 /*
- * Timeouts become 0, also of what is being answered now; then everything that
- * the kernel has is expired. hostwatch_fuse_apply() does it for LOST, DETACHED
- * and DISCONNECTED.
+ * Timeouts become 0, also of what is being answered now; then every name that
+ * the kernel has is expired, and what .nodes visits is invalidated.
+ * hostwatch_fuse_apply() does it for LOST, DETACHED and DISCONNECTED.
  *
  * Returns what hostwatch_fuse_apply() does: -EINVAL where the kernel has no
  * epochs (before Linux 6.16) and there is no .names to walk. Timeouts are 0
@@ -345,10 +368,13 @@ static inline int hostwatch_fuse_out_of_step(struct hostwatch_fuse *f)
 	const struct hw_node root = { FUSE_ROOT_ID, 0 };
 	uint64_t moment = hostwatch_fuse_moment(f);
 	int first = 0;
+	struct hostwatch_fuse_walk_ walk = { f, 0, 1, &first };
 
 	__atomic_store_n(&f->moment_, moment + (moment % 2 ? 2 : 1),
 			 __ATOMIC_RELEASE);
 	hostwatch_fuse_doubt_(f, 0, &first);
+	if (f->nodes)
+		f->nodes(f->context, hostwatch_fuse_visit_node_, &walk);
 	/* Nobody looks up the root by a name. */
 	hostwatch_fuse_inode_(f, &root, 1, &first);
 	return first;
