@@ -10,9 +10,10 @@ import HostWatch
 /// gone that lives on. So before such a request is answered, another process asks for the
 /// object's attributes, and is told one link more than are left.
 ///
-/// The request's handler waits for it, `waitMilliseconds` at most: the kernel holds no
-/// lock that this takes. If the process does not answer it is ended, and started anew
-/// for the next; one that was killed is started anew at once.
+/// The request waits for it, `waitMilliseconds` at most: the kernel holds no lock that this
+/// takes. Its handler does not: were all handlers here, none would answer what the process asks.
+/// If the process does not answer it is ended, and started anew for the next; one that was
+/// killed is started anew at once.
 final class LinkWitness: Sendable {
   static let argument = "--witness"
   private static let waitMilliseconds = 100
@@ -31,26 +32,79 @@ final class LinkWitness: Sendable {
   /// Nodes whose count is one higher at the moment, and how often.
   private let raised = Locked<[UInt64: Int]>([:])
 
+  private struct Waiting: Sendable {
+    let node: NodeID
+    let then: @Sendable (Int32) -> Void
+  }
+  private struct Queue: Sendable {
+    var waiting: [Waiting] = []
+    /// The thread takes what is put in.
+    var isOpen = false
+  }
+  private let queue = Monitor(Queue())
+  private let finished = Monitor(false)
+
   /// The descriptor is the engine's; not used after `stop`.
   init(mount: Int32) { state = Locked(State(mount: mount)) }
 
   /// Starts the process, so that the first who asks does not wait for that. If it cannot
-  /// be started who asks is told.
-  func start() { state.withLock { _ = try? Self.process(&$0) } }
+  /// be started who asks is told. Without a thread it is handlers that wait.
+  func start() {
+    state.withLock { _ = try? Self.process(&$0) }
+    queue.change { $0.isOpen = true }
+    do throws(SystemError) {
+      try BackgroundThread.start { [self] in
+        while let one = next() { complete(one) }
+        finished.change { $0 = true }
+      }
+    } catch {
+      queue.change { $0.isOpen = false }
+    }
+  }
 
-  func stop() { state.withLock { $0 = State() } }
+  /// Returns when no `then` is called any more but in `tell`.
+  func stop() {
+    state.withLock { $0 = State() }
+    let isRunning = queue.change { queue in
+      defer { queue.isOpen = false }
+      return queue.isOpen
+    }
+    guard isRunning else { return }
+    _ = finished.wait(until: nil) { $0 ? true : nil }
+  }
+
+  /// Nil at the end.
+  private func next() -> Waiting? {
+    queue.wait(until: nil) { queue -> Waiting?? in
+      if !queue.waiting.isEmpty { return queue.waiting.removeFirst() }
+      return queue.isOpen ? nil : .some(nil)
+    } ?? nil
+  }
 
   func bias(of nodeid: UInt64) -> Int { raised.withLock { $0[nodeid] ?? 0 } }
 
-  /// Has the kernel ask: 0, or why it did not. ESTALE: it does not know the node.
-  func tell(_ node: NodeID) -> Int32 {
+  /// Has the kernel ask, and calls `then` after that, with 0 or why it did not. ESTALE: it does
+  /// not know the node.
+  func tell(_ node: NodeID, then: @escaping @Sendable (Int32) -> Void) {
     raised.withLock { $0[node.nodeid, default: 0] += 1 }
-    defer {
-      raised.withLock {
-        let count = ($0[node.nodeid] ?? 1) - 1
-        $0[node.nodeid] = count > 0 ? count : nil
-      }
+    let one = Waiting(node: node, then: then)
+    let isQueued = queue.change { queue in
+      if queue.isOpen { queue.waiting.append(one) }
+      return queue.isOpen
     }
+    if !isQueued { complete(one) }
+  }
+
+  private func complete(_ one: Waiting) {
+    let result = ask(one.node)
+    raised.withLock {
+      let count = ($0[one.node.nodeid] ?? 1) - 1
+      $0[one.node.nodeid] = count > 0 ? count : nil
+    }
+    one.then(result)
+  }
+
+  private func ask(_ node: NodeID) -> Int32 {
     var request = replay_request()
     request.operation = REPLAY_ASK.rawValue
     request.object = replay_place(node)

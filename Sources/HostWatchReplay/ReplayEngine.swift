@@ -15,8 +15,7 @@ import Synchronization
 /// again is invalidated, so that no cache is stale whatever fails. A name that
 /// was touched is compared with the host once it has been quiet for a while.
 ///
-/// Refused: nothing. A handler of a request never waits for the engine (for its
-/// `LinkWitness` it may), and the engine holds no lock while the replayer works or the
+/// Refused: nothing. A handler of a request never waits for the engine, and the engine holds no lock while the replayer works or the
 /// kernel is notified.
 package final class ReplayEngine: Sendable {
   typealias Record = HostWatchClient.Record
@@ -59,6 +58,7 @@ package final class ReplayEngine: Sendable {
         finished.change { $0 = true }
       }
     } catch {
+      witness.stop()
       _ = close(mountDescriptor)
       throw error
     }
@@ -109,12 +109,15 @@ package final class ReplayEngine: Sendable {
   }
 
   /// A request of the mount's own users has removed one of the node's names, and is about to be
-  /// answered; the object has others. Waits until the kernel knows of them, for a moment
-  /// at most.
-  package func guestUnlinked(_ node: NodeID) {
-    let result = witness.tell(node)
-    guard result != 0, result != ESTALE else { return }
-    mount.replayFailed("counting links", nil, errno: result)
+  /// answered; the object has others. Calls `then`, which answers it, when the kernel knows of
+  /// them, or after a moment.
+  package func guestUnlinked(_ node: NodeID, then: @escaping @Sendable () -> Void) {
+    witness.tell(node) { [mount] result in
+      if result != 0, result != ESTALE {
+        mount.replayFailed("counting links", nil, errno: result)
+      }
+      then()
+    }
   }
 
   /// Everything in the view is compared with the host once the queue is empty,

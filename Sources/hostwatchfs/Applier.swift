@@ -108,8 +108,9 @@ protocol Interceptor: AnyObject, Sendable {
   func clientChanged(_ entry: View.Entry, to node: UInt64)
   /// A client's own operation has removed this directory.
   func clientRemoved(_ directory: UInt64)
-  /// It has removed one of this file's names, others are left, and it is about to be answered.
-  func clientUnlinked(_ node: UInt64)
+  /// It has removed one of this file's names, others are left, and it is about to be answered:
+  /// by `then`, which is called here or later on another thread.
+  func clientUnlinked(_ node: UInt64, then: @escaping @Sendable () -> Void)
 }
 
 extension Interceptor {
@@ -124,5 +125,5 @@ extension Interceptor {
   func open(_ request: Request, _ node: UInt64, _ file: inout OpenReply) -> Bool { false }
   func clientChanged(_ entry: View.Entry, to node: UInt64) {}
   func clientRemoved(_ directory: UInt64) {}
-  func clientUnlinked(_ node: UInt64) {}
+  func clientUnlinked(_ node: UInt64, then: @escaping @Sendable () -> Void) { then() }
 }

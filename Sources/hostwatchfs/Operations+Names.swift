@@ -99,10 +99,11 @@ extension Server {
         unsafe entry.name.withCString { name in
           parent.use { fd in unsafe hwfs_unlink(fd, name, isDirectory ? AT_REMOVEDIR : 0) }
         })
-      settle(going)
-      view.remove(entry)
-      interceptor?.clientChanged(entry, to: 0)
-      request.done()
+      settle(going) { [self] in
+        view.remove(entry)
+        interceptor?.clientChanged(entry, to: 0)
+        request.done()
+      }
     }
   }
 
@@ -120,13 +121,14 @@ extension Server {
             }
           }
         })
-      settle(going)
-      let moved = view.child(old.name, of: old.parent) ?? 0
-      let other = view.child(new.name, of: new.parent) ?? 0
-      view.rename(old, to: new, exchange: exchange)
-      interceptor?.clientChanged(old, to: exchange ? other : 0)
-      interceptor?.clientChanged(new, to: moved)
-      request.done()
+      settle(going) { [self] in
+        let moved = view.child(old.name, of: old.parent) ?? 0
+        let other = view.child(new.name, of: new.parent) ?? 0
+        view.rename(old, to: new, exchange: exchange)
+        interceptor?.clientChanged(old, to: exchange ? other : 0)
+        interceptor?.clientChanged(new, to: moved)
+        request.done()
+      }
     }
   }
 
@@ -158,18 +160,20 @@ extension Server {
   }
 
   /// After its name has gone: what was the last one's is kept until the kernel has
-  /// forgotten the node.
-  private func settle(_ victim: Victim?) {
-    guard let victim else { return }
+  /// forgotten the node. `answer` may be called later, on another thread.
+  private func settle(_ victim: Victim?, _ answer: @escaping @Sendable () -> Void) {
+    guard let victim else { return answer() }
     if victim.isLastName {
       view.keep(victim.descriptor, for: victim.id)
       backing.drop(victim.id)
     }
-    if victim.isDirectory {
-      interceptor?.clientRemoved(victim.id)
-    } else if let links = try? victim.descriptor.status().st_nlink, links > 0 {
-      interceptor?.clientUnlinked(victim.id)
+    if let interceptor, !victim.isDirectory,
+      let links = try? victim.descriptor.status().st_nlink, links > 0
+    {
+      return interceptor.clientUnlinked(victim.id, then: answer)
     }
+    if victim.isDirectory { interceptor?.clientRemoved(victim.id) }
+    answer()
   }
 
   func checkWritable() throws(Failure) {

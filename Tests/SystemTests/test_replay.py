@@ -2,6 +2,7 @@
 """Replay from outside: programs that watch, two mounts, a read-only one, and what
 remains when the replayer or the server is killed under load."""
 
+import concurrent.futures
 import os
 import select
 import shutil
@@ -15,6 +16,7 @@ import urllib.request
 
 import daemon
 import fusefs
+import inject
 import runner
 import scratch
 import test_load
@@ -265,6 +267,29 @@ class ReplayTest(MountedTest):
             self.assertIn("ATTRIB", masks)
         for name in ("unlinked2", "overwritten2"):
             self.assertEqual(os.stat(os.path.join(mount.path, name)).st_nlink, 1)
+
+    def test_links_that_are_removed_on_all_threads_at_once(self):
+        """The witness's question is answered though as many requests as there are threads wait
+        for it."""
+        threads = 4
+        for number in range(threads):
+            os.mkdir(self.path(f"d{number}"))
+            for name in range(10):
+                open(self.path(f"d{number}", f"f{name}"), "wb").close()
+                os.link(self.path(f"d{number}", f"f{name}"), self.path(f"d{number}", f"g{name}"))
+        mount = self.mounted(f"max_threads={threads}")
+        mount.sync()
+
+        def remove(number):
+            for name in range(10):
+                path = os.path.join(mount.path, f"d{number}", f"f{name}")
+                os.stat(path)
+                os.unlink(path)
+        # Each takes so long that the others come to the same place meanwhile.
+        with inject.failing(mount.process.pid, "unlinkat", "delay_exit=50000"):
+            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+                list(pool.map(remove, range(threads)))
+        self.assertEqual(mount.status()["failures"], {})
 
     def test_another_mount_gets_the_id(self):
         """The kernel gives a mount's id out again at once: what is mounted next has it."""

@@ -152,7 +152,10 @@ extension Replay: Interceptor {
     engine?.guestChanged(Place(entry), to: node == 0 ? nil : NodeID(node))
   }
 
-  func clientUnlinked(_ node: UInt64) { engine?.guestUnlinked(NodeID(node)) }
+  func clientUnlinked(_ node: UInt64, then: @escaping @Sendable () -> Void) {
+    guard let engine else { return then() }
+    engine.guestUnlinked(NodeID(node), then: then)
+  }
 
   func clientRemoved(_ directory: UInt64) { engine?.guestRemoved(NodeID(directory)) }
 }
