@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,36 +68,52 @@ void hostwatch_options_init(struct hostwatch_options *options, size_t size)
 	       size < sizeof(defaults) ? size : sizeof(defaults));
 }
 
-/* connect(2) with a time limit; the socket or -errno. */
-static int connect_socket(const char *path, int timeout_ms)
+static bool is_stopped(struct hostwatch *h)
+{
+	bool stopped;
+
+	pthread_mutex_lock(&h->lock);
+	stopped = h->stopped;
+	pthread_mutex_unlock(&h->lock);
+	return stopped;
+}
+
+/* connect(2) with a time limit; the socket or -errno. Not locked. */
+static int connect_socket(struct hostwatch *h, int64_t deadline)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	struct timeval limit = { timeout_ms / 1000,
-				 timeout_ms % 1000 * 1000 };
+	const char *path = h->socket_path;
 	int fd;
 
 	if (strlen(path) >= sizeof(address.sun_path))
 		return hwc_error(-ENAMETOOLONG, "%s: longer than a socket's "
 						"path may be", path);
 	strcpy(address.sun_path, path);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	/* Where the backlog is full, connect(2) would wait until it is not:
+	 * hostwatch_shutdown() could not wake it. */
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return hwc_error(-errno, "socket: %s", strerror(errno));
-	/* Of AF_UNIX's connect(2), too, when the backlog is full. */
-	if (timeout_ms >= 0) {
-		if (!timeout_ms)
-			limit.tv_usec = 1; /* 0 means for ever */
-		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
-	}
 	while (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-		int error = errno == EAGAIN ? ETIMEDOUT : errno;
+		int error = errno;
 
 		if (error == EINTR)
 			continue;
+		if (error == EAGAIN) {
+			if (is_stopped(h)) {
+				error = ESHUTDOWN;
+			} else if (hwc_passed(deadline)) {
+				error = ETIMEDOUT;
+			} else {
+				poll(NULL, 0, 10);
+				continue;
+			}
+		}
 		close(fd);
 		return hwc_error(-error, "connecting to hostwatchd at %s: %s",
 				 path, strerror(error));
 	}
+	fcntl(fd, F_SETFL, 0);
 	return fd;
 }
 
@@ -172,7 +189,7 @@ static int establish(struct hostwatch *h)
 
 	hwc_settle(h);
 	pthread_mutex_unlock(&h->lock);
-	r = connect_socket(h->socket_path, h->options.timeout_ms);
+	r = connect_socket(h, deadline);
 	pthread_mutex_lock(&h->lock);
 	if (r >= 0) {
 		h->socket = r;

@@ -9,6 +9,7 @@
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 
 static int64_t realtime(void)
@@ -585,6 +586,68 @@ static void shutdown_wakes(void)
 	hostwatch_close(h);
 }
 
+/* And one that waits in connect(2), whose daemon accepts nobody. */
+static void shutdown_wakes_connect(void)
+{
+	struct server server = { .nodeid = 4 };
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	struct hostwatch_options options;
+	struct fake fake;
+	struct hostwatch *h;
+	pthread_t waiter;
+	void *result;
+	long long start;
+	int listener, peers[3];
+
+	fake_start(&fake, 1, gone_script, NULL);
+	options = client_options(&fake);
+	options.flags = HOSTWATCH_RECONNECT;
+	options.timeout_ms = -1;
+	options.reregister = reregister;
+	options.argument = &server;
+	CHECK_INT(hostwatch_open(&options, &h), 0);
+	fake_stop(&fake);
+	strcpy(address.sun_path, fake.path);
+	listener = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	CHECK_INT(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+	CHECK_INT(listen(listener, 1), 0);
+	for (int i = 0; i < 3; i++) {
+		peers[i] = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0);
+		CHECK_INT(connect(peers[i], (struct sockaddr *)&address,
+				  sizeof(address)), i < 2 ? 0 : -1);
+	}
+	pthread_create(&waiter, NULL, wait_for_daemon, h);
+	usleep(150000); /* for it to wait; right in any case */
+	start = now_ms();
+	hostwatch_shutdown(h);
+	pthread_join(waiter, &result);
+	CHECK_INT((intptr_t)result, -ENOTCONN);
+	CHECK(now_ms() - start < 5000);
+	hostwatch_close(h);
+	for (int i = 0; i < 3; i++)
+		close(peers[i]);
+
+	/* Who opens is told when the time is over. */
+	peers[0] = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	peers[1] = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	close(listener);
+	unlink(fake.path);
+	listener = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	CHECK_INT(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+	CHECK_INT(listen(listener, 1), 0);
+	for (int i = 0; i < 2; i++)
+		CHECK_INT(connect(peers[i], (struct sockaddr *)&address,
+				  sizeof(address)), 0);
+	options.timeout_ms = 100;
+	start = now_ms();
+	CHECK_INT(hostwatch_open(&options, &h), -ETIMEDOUT);
+	CHECK(now_ms() - start >= 100);
+	close(peers[0]);
+	close(peers[1]);
+	close(listener);
+	unlink(fake.path);
+}
+
 /* Threads that look up and forget while the daemon comes and goes. */
 
 enum { nodes_total = 512, threads = 4, rounds = 7, lookups = 400 };
@@ -751,6 +814,7 @@ int main(int argc, char **argv)
 		TEST(root_gone),	TEST(refused),
 		TEST(refused_polled),	TEST(refused_and_away),
 		TEST(away),		TEST(shutdown_wakes),
+		TEST(shutdown_wakes_connect),
 		TEST(storm),
 	};
 
