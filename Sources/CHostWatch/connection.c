@@ -77,7 +77,7 @@ static void clear_eventfd(int fd)
 struct hwc_item *hwc_item(uint32_t kind, int error, const void *bytes,
 			  size_t size)
 {
-	struct hwc_item *item = malloc(sizeof(*item) + size);
+	struct hwc_item *item = malloc(sizeof(*item) + size + 1);
 
 	if (!item)
 		return NULL;
@@ -85,6 +85,7 @@ struct hwc_item *hwc_item(uint32_t kind, int error, const void *bytes,
 	item->kind = kind;
 	item->error = error;
 	item->size = size;
+	item->bytes[size] = 0;
 	if (bytes)
 		memcpy(item->bytes, bytes, size);
 	return item;

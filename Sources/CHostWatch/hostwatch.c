@@ -297,8 +297,8 @@ static struct hostwatch *allocate(void)
 	h->waiters_end = &h->waiters;
 	h->queue_end = &h->queue;
 	h->error = -ENOTCONN;
-	h->read_buffer = malloc(HW_PACKET_MAX);
-	h->event_buffer = malloc(HW_PACKET_MAX);
+	h->read_buffer = malloc(HW_PACKET_MAX + 1);
+	h->event_buffer = malloc(HW_PACKET_MAX + 1);
 	if (h->read_buffer && h->event_buffer)
 		return h;
 	hostwatch_close(h);

@@ -51,7 +51,7 @@ struct hwc_item {
 	int32_t error;
 	struct hw_node node;
 	size_t size;
-	unsigned char bytes[]; /* a packet or a text */
+	unsigned char bytes[]; /* a packet or a text, and a 0 behind it */
 };
 
 struct hostwatch {
@@ -87,7 +87,9 @@ struct hostwatch {
 	/* Reading: the thread that leads reads the socket for all. While it
 	 * waits, `read_buffer` is its own. */
 	bool leading;
-	unsigned char *read_buffer; /* HW_PACKET_MAX bytes each */
+	/* HW_PACKET_MAX bytes each, and one for a 0 behind a packet: libfuse's
+	 * notifications read a byte more than a name has. */
+	unsigned char *read_buffer;
 	unsigned char *event_buffer;
 
 	/* What hostwatch_next() hands out: records, then the queue. */

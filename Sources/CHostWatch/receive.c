@@ -140,6 +140,7 @@ static void handle_notification(struct hostwatch *h, size_t size, bool direct)
 		return;
 	}
 	hwc_step_notified(h, &header, packet);
+	packet[size] = 0;
 	if (direct && header.type == HW_EVENTS) {
 		h->read_buffer = h->event_buffer;
 		h->event_buffer = packet;

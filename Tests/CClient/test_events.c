@@ -404,9 +404,60 @@ static void accused(void)
 	fake_stop(&fake);
 }
 
+/* libfuse reads the byte behind a name. The last one ends with the packet. */
+
+static void send_named(int fd, uint64_t sequence, const char *name)
+{
+	unsigned char bytes[1024];
+	size_t end = 24 + put_record(bytes + 24, sequence, HW_CREATE, name, NULL,
+				     NULL, NULL);
+
+	put_header(bytes, end, 0x4001, 0);
+	put32(bytes + 16, 1);
+	put32(bytes + 20, 0);
+	fake_send(fd, bytes, end);
+}
+
+static void behind_script(int fd, unsigned int connection, void *unused)
+{
+	struct packet packet;
+	uint64_t unique;
+
+	(void)connection, (void)unused;
+	fake_grant(fd);
+	send_named(fd, 1, "sixteen and more");
+	send_named(fd, 2, "sixteen and more");
+	send_named(fd, 3, "8 letter");
+	unique = fake_expect(fd, &packet, 5);
+	send_named(fd, 4, "8 letter");
+	fake_reply(fd, 5, unique, 0, 0, NULL, 0);
+	fake_until_hang_up(fd);
+}
+
+static void behind_a_name(void)
+{
+	struct fake fake;
+	struct hostwatch *h;
+	struct hostwatch_event event;
+
+	fake_start(&fake, 1, behind_script, NULL);
+	h = open_client(&fake);
+	for (int i = 1; i <= 4; i++) {
+		if (i == 4) /* it is queued */
+			CHECK_INT(hostwatch_sync(h), 0);
+		check_next(h, &event, -1, HOSTWATCH_EVENT);
+		check_bytes(event.name, event.name_size,
+			    i < 3 ? "sixteen and more" : "8 letter");
+		CHECK_INT(event.name[event.name_size], 0);
+	}
+	hostwatch_close(h);
+	fake_stop(&fake);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct test tests[] = {
+		TEST(behind_a_name),
 		TEST(kinds),	  TEST(sync_order),
 		TEST(timeouts),	  TEST(descriptor),
 		TEST(reconnect),  TEST(unwatched),

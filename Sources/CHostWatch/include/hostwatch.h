@@ -391,7 +391,8 @@ enum hostwatch_kind {
  * What hostwatch_next() hands out. Fields that the kind does not name are zero
  * or empty. Names and paths are bytes as the filesystem has them, not
  * NUL-terminated ("%.*s"), never NULL, and valid until the next call of
- * hostwatch_next() for the same handle or hostwatch_close(); so is text.
+ * hostwatch_next() for the same handle or hostwatch_close(); so is text. The
+ * byte behind one may be read, as libfuse's notifications do.
  */
 struct hostwatch_event {
 	uint32_t kind;	   /* enum hostwatch_kind */
