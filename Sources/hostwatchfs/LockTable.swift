@@ -32,8 +32,11 @@ final class LockTable: Sendable {
     var claimed: [UInt64: Owner] = [:]
     var waiters: [Waiter] = []
     var isWaiting = false
+    /// `stop` waits for the thread.
+    var isEnding = false
   }
   private let state = Locked(State())
+  private let ended = ThreadSemaphore()
   private let freed: Int32
 
   init() throws(Failure) { freed = try check(hwfs_event_new()) }
@@ -116,6 +119,17 @@ final class LockTable: Sendable {
     }
   }
 
+  /// Fails those that wait, when no handler runs any more and before the session goes.
+  func stop() {
+    let isWaiting = state.withLock { state in
+      state.isEnding = true
+      return state.isWaiting
+    }
+    guard isWaiting else { return }
+    retry()
+    ended.wait()
+  }
+
   /// Locks may be free now.
   private func retry() { hwfs_event_raise(freed) }
 
@@ -125,17 +139,24 @@ final class LockTable: Sendable {
   private func wait() {
     while true {
       hwfs_event_wait(freed, 10)
-      let tried = state.withLock { state in
+      let (tried, isEnding) = state.withLock { state in
         defer { state.waiters = [] }
-        return state.waiters
+        return (state.waiters, state.isEnding)
       }
-      let left = tried.filter { !isAnswered($0) }
-      let isDone = state.withLock { state in
+      if isEnding {
+        // As the kernel does with those that nobody has read.
+        for waiter in tried { waiter.request.fail(ECONNABORTED) }
+      }
+      let left = isEnding ? [] : tried.filter { !isAnswered($0) }
+      let (isDone, isAwaited) = state.withLock { state in
         state.waiters = left + state.waiters
         state.isWaiting = !state.waiters.isEmpty
-        return !state.isWaiting
+        return (!state.isWaiting, state.isEnding)
       }
-      if isDone { return }
+      if isDone {
+        if isAwaited { ended.post() }
+        return
+      }
     }
   }
 

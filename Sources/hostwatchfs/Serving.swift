@@ -85,6 +85,7 @@ struct Serving {
     notifyManager()
     let result = mount.loop(maxThreads: options.maxThreads)
     ending.run()
+    server.locks.stop()
     mount.unmount()
     guard result >= 0 else {
       throw Fault(status: 70, text: "the session ended: \(Hostwatchfs.text(-result))")

@@ -478,6 +478,27 @@ class OperationsTest(MountTest):
             waiter.terminate()
             self.assertEqual(waiter.wait(10), -15)
 
+    def test_a_wait_for_a_lock_when_the_server_ends(self):
+        """Nothing is done with the request once libfuse's session is gone."""
+        fs = fusefs.HostwatchFS(self.share, self.daemon.socket, self.options,
+                                prefix=["env", "MALLOC_PERTURB_=165"])
+        self.addCleanup(fs.kill)
+        path = os.path.join(fs.path, "file")
+        open(path, "wb").close()
+        with open(self.path("file"), "r+b") as theirs:
+            fcntl.flock(theirs, fcntl.LOCK_EX)
+            waiter = subprocess.Popen(["flock", path, "true"], stderr=subprocess.DEVNULL)
+            self.addCleanup(waiter.kill)
+            time.sleep(0.2)
+            self.assertIsNone(waiter.poll())
+            with inject.failing(fs.process.pid, "exit_group", "delay_enter=1000000"):
+                fs.process.terminate()
+                fusefs.wait_until(lambda: not fusefs.is_mounted(fs.path), "unmounted")
+                time.sleep(0.3)
+                fcntl.flock(theirs, fcntl.LOCK_UN)
+                self.assertEqual(fs.process.wait(10), 0)
+            self.assertNotEqual(waiter.wait(10), 0)
+
     def test_a_wait_for_a_lock_without_a_thread_to_try_it(self):
         path = os.path.join(self.mnt, "file")
         open(path, "wb").close()
