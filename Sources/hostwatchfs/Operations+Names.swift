@@ -125,10 +125,25 @@ extension Server {
         let moved = view.child(old.name, of: old.parent) ?? 0
         let other = view.child(new.name, of: new.parent) ?? 0
         view.rename(old, to: new, exchange: exchange)
+        if !leads(new, in: to, to: moved) { misplaced.add(new) }
+        if exchange, !leads(old, in: from, to: other) { misplaced.add(old) }
         interceptor?.clientChanged(old, to: exchange ? other : 0)
         interceptor?.clientChanged(new, to: moved)
         request.done()
       }
+    }
+  }
+
+  /// Whether the name leads to this node on the host. After a rename the kernel has the node
+  /// there that it knew by the other name, whatever the host has put under that since. What is
+  /// told of that drops the other name alone.
+  private func leads(_ entry: View.Entry, in directory: Descriptor, to id: UInt64) -> Bool {
+    guard let object = view.node(id)?.object else { return false }
+    do throws(Failure) {
+      let found = try backing.open(entry.name, in: directory)
+      return try backing.object(found, try found.status()).key == object.key
+    } catch {
+      return false
     }
   }
 

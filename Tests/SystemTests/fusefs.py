@@ -159,6 +159,15 @@ class HostwatchFS:
     def status(self):
         return json.loads(self.ask("status"))
 
+    def follower(self):
+        """The thread that tells the kernel."""
+        tasks = f"/proc/{self.process.pid}/task"
+        for task in os.listdir(tasks):
+            with open(f"{tasks}/{task}/comm", encoding="utf-8") as file:
+                if file.read() == "follower\n":
+                    return task
+        raise AssertionError("no follower")
+
     def log(self):
         with open(self.log_path, encoding="utf-8", errors="replace") as file:
             return file.read()

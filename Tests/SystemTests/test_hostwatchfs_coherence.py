@@ -149,6 +149,59 @@ class CoherenceTest(MountTest):
                 self.assertEqual(os.pread(file.fileno(), 100, 0), text)
                 self.assertEqual(os.fstat(file.fileno()).st_size, 6)
 
+    def replaced(self, name, data):
+        """The host puts another object there; the former lives on."""
+        write(os.path.join(self.outside, name), data)
+        rename2(os.path.join(self.outside, name), self.path(name), RENAME_EXCHANGE)
+
+    def check_renamed(self, wanted):
+        self.fs.sync()
+        for name, data in wanted.items():
+            self.assertEqual(read(self.path(name)), data, "the host")
+            self.assertEqual(read(os.path.join(self.mnt, name)), data)
+
+    def test_a_client_renames_what_the_host_replaces_meanwhile(self):
+        """What is told of it is applied before the kernel has renamed the old object."""
+        for exchange in (False, True):
+            with self.subTest(exchange=exchange):
+                write(self.path("old"), b"before")
+                write(self.path("new"), b"other")
+                self.fs.sync()
+                for name in ("old", "new"):
+                    read(os.path.join(self.mnt, name))
+                self.fs.sync()
+                with inject.failing(self.fs.process.pid, "renameat,renameat2",
+                                    "delay_enter=500000"):
+                    renaming = threading.Thread(target=rename2, args=(
+                        os.path.join(self.mnt, "old"), os.path.join(self.mnt, "new"),
+                        RENAME_EXCHANGE if exchange else 0))
+                    renaming.start()
+                    time.sleep(0.1)
+                    self.replaced("old", b"after")
+                    if exchange:
+                        self.replaced("new", b"other too")
+                    renaming.join()
+                self.check_renamed({"new": b"after", **({"old": b"other too"} if exchange else {})})
+
+    def test_a_client_renames_what_the_host_has_replaced(self):
+        """What is told of it comes when the old object has another name."""
+        for exchange in (False, True):
+            with self.subTest(exchange=exchange):
+                write(self.path("old"), b"before")
+                write(self.path("new"), b"other")
+                self.fs.sync()
+                for name in ("old", "new"):
+                    read(os.path.join(self.mnt, name))
+                self.fs.sync()
+                with inject.failing(self.fs.process.pid, "poll", "delay_exit=500000",
+                                    self.fs.follower()):
+                    self.replaced("old", b"after")
+                    if exchange:
+                        self.replaced("new", b"other too")
+                    rename2(os.path.join(self.mnt, "old"), os.path.join(self.mnt, "new"),
+                            RENAME_EXCHANGE if exchange else 0)
+                self.check_renamed({"new": b"after", **({"old": b"other too"} if exchange else {})})
+
     def test_appends_of_both_sides_are_all_there(self):
         here, there = os.path.join(self.mnt, "log"), self.path("log")
         with open(here, "ab", buffering=0) as ours, open(there, "ab", buffering=0) as theirs:
@@ -211,17 +264,6 @@ class WithoutHandlesTest(CoherenceTest):
         self.assertIn(self.path("b"), descriptors(self.fs.process.pid).values())
 
 
-def follower(fs):
-    """The thread that tells the kernel."""
-    tasks = f"/proc/{fs.process.pid}/task"
-    for task in os.listdir(tasks):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            with open(f"{tasks}/{task}/comm", encoding="utf-8") as file:
-                if file.read() == "follower\n":
-                    return task
-    raise AssertionError("no follower")
-
-
 class WithoutMemoryTest(MountTest):
     """The kernel has no memory for an invalidation: it is sent again."""
 
@@ -234,7 +276,7 @@ class WithoutMemoryTest(MountTest):
             self.assertEqual([os.path.exists(name) for name in names], [True, False])
             self.fs.sync()
             with inject.failing(self.fs.process.pid, "writev", "error=ENOMEM:when=1..9",
-                                follower(self.fs)) as failed:
+                                self.fs.follower()) as failed:
                 write(self.path("file"), b"behind")
                 os.rmdir(self.path("d"))
                 os.mkdir(self.path("new"))
@@ -490,7 +532,7 @@ class FailureTest(MountTest):
         daemon.kill()
         fusefs.wait_until(lambda: fs.status()["state"] == "out-of-step", "out of step")
         with inject.failing(fs.process.pid, "open_by_handle_at", "delay_exit=100000",
-                            follower(fs)) as delayed:
+                            fs.follower()) as delayed:
             daemon.start()
             fusefs.wait_until(lambda: delayed() >= 10, "some are open")
             for name in names:
