@@ -288,13 +288,20 @@ int hwfs_become(uid_t uid, gid_t gid, const gid_t *groups, size_t count,
 	return error;
 }
 
-int hwfs_restore(void)
+void hwfs_restore(void)
 {
+	char text[100];
+
 	umask(0);
 	/* The effective uid first: only it may change the rest. */
-	if (syscall(SYS_setresuid, -1, 0, -1) < 0)
-		return -errno;
-	return set_ids(0, 0, NULL, 0);
+	if (syscall(SYS_setresuid, -1, 0, -1) == 0 &&
+	    set_ids(0, 0, NULL, 0) == 0)
+		return;
+	snprintf(text, sizeof(text),
+		 "hostwatchfs: a thread's ids cannot be restored: %s\n",
+		 strerror(errno));
+	hwfs_print_error(text, strlen(text));
+	abort();
 }
 
 int hwfs_notify_epoch(int fuse_fd)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import stat
 import struct
@@ -380,6 +381,20 @@ class OperationsTest(MountTest):
             without = as_user(1000, 1000, [], inside)
             return with_group, without
         self.both(body)
+
+    def test_a_thread_that_cannot_become_root_again_serves_nobody(self):
+        os.chmod(self.share, 0o777)
+        path = os.path.join(self.mnt, "d")
+        # To become the caller fails. Once that can be taken back, and once it cannot.
+        for when, wanted in (("error=EPERM:when=1", "'EPERM'"), ("error=EPERM", None)):
+            with inject.failing(self.fs.process.pid, "setresuid", when):
+                result = as_user(1000, 1000, [], lambda: outcome(os.mkdir, path))
+            if wanted:
+                self.assertEqual(result, wanted)
+                self.assertIsNone(self.fs.process.poll())
+        self.assertEqual(self.fs.process.wait(10), -signal.SIGABRT)
+        self.assertIn("ids cannot be restored", self.fs.log())
+        self.assertEqual(os.listdir(self.share), [])
 
     def test_directories_with_set_gid_and_default_acl(self):
         def body(top):

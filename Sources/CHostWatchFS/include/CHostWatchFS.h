@@ -100,7 +100,8 @@ int hwfs_readdir(DIR *stream, struct hwfs_entry *entry);
  */
 int hwfs_become(uid_t uid, gid_t gid, const gid_t *groups, size_t count,
 		mode_t mask);
-int hwfs_restore(void);
+/* Ends the process if that fails: such a thread must not serve anybody. */
+void hwfs_restore(void);
 
 /* What FUSE has and libfuse 3.14 does not know: FUSE_NOTIFY_INC_EPOCH
  * (Linux 6.16), -EINVAL where it is unknown. */
