@@ -15,6 +15,8 @@ import HostWatch
 ///   dentry is there when inval_entry looks for it, or was made from an answer
 ///   later than the change. A revalidation holds no lock, but it can only
 ///   renew the dentry that inval_entry unhashes, which nobody finds any more.
+///   From Linux 6.19 on inval_entry may say ENOENT at once if no dentry is hashed,
+///   without waiting for that lock: the dentry may then be made after it.
 /// - Attributes of an inode that the kernel has. inval_inode raises the inode's
 ///   attr_version, and what was asked for before that is not taken. The answers
 ///   of SETATTR, LINK and CREATE are taken all the same: the server sends them

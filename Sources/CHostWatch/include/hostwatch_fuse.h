@@ -292,8 +292,9 @@ static inline int hostwatch_fuse_expire(struct hostwatch_fuse *f,
 }
 
 /*
- * Every entry of the kernel's is asked for again before it is used
- * (FUSE_NOTIFY_INC_EPOCH). Returns 0, -EINVAL before Linux 6.16, which has no
+ * Every entry of the kernel's is dropped when it is to be used next, and looked
+ * up again (FUSE_NOTIFY_INC_EPOCH). What was mounted on it is unmounted then,
+ * whatever the answer. Returns 0, -EINVAL before Linux 6.16, which has no
  * epochs, or another negative errno of writing to /dev/fuse.
  */
 static inline int hostwatch_fuse_epoch(struct hostwatch_fuse *f)
