@@ -635,6 +635,23 @@ class FailureTest(MountTest):
         self.assertEqual(self.fs.process.wait(10), 0)
         self.assertFalse(fusefs.is_mounted(self.mnt))
 
+    def test_a_signal_unmounts_while_the_daemon_is_stopped(self):
+        """A handler waits for its answer."""
+        os.mkdir(self.path("d"))
+        self.fs.sync()
+        self.daemon.signal(signal.SIGSTOP)
+        try:
+            client = subprocess.Popen(["ls", os.path.join(self.mnt, "d")],
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            self.addCleanup(client.kill)
+            time.sleep(0.2)
+            self.assertIsNone(client.poll())
+            self.fs.process.terminate()
+            self.assertEqual(self.fs.process.wait(10), 0)
+            client.wait(10)
+        finally:
+            self.daemon.signal(signal.SIGCONT)
+
     def test_a_signal_that_was_ignored_unmounts_nothing(self):
         fs = fusefs.HostwatchFS(self.share, self.daemon.socket, self.options, prefix=["nohup"])
         self.addCleanup(fs.kill)
