@@ -15,8 +15,8 @@ import Synchronization
 /// again is invalidated, so that no cache is stale whatever fails. A name that
 /// was touched is compared with the host once it has been quiet for a while.
 ///
-/// Refused: nothing. A handler of a request never waits for the engine, and the engine holds no lock while the replayer works or the
-/// kernel is notified.
+/// Refused: nothing. A handler of a request never waits for the engine, and the engine holds no
+/// lock while the replayer works or the kernel is notified.
 package final class ReplayEngine: Sendable {
   typealias Record = HostWatchClient.Record
 

@@ -62,6 +62,7 @@ ERRNOS = {
     "open_by_handle_at": ("EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE"),
     "open_tree": ("EMFILE", "ENFILE", "ENOMEM"),
     "openat": ("EMFILE", "ENFILE", "ENOMEM", "EIO", "EINTR"),
+    "openat2": ("EMFILE", "ENFILE", "ENOMEM", "EIO", "EAGAIN"),
     "pidfd_open": ("EMFILE", "ENFILE", "ENOMEM"),
     "pipe2": ("EMFILE", "ENFILE"),
     "ppoll": ("EINTR", "ENOMEM"),
