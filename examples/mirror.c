@@ -107,20 +107,21 @@ static int64_t links(void *unused, uint64_t nodeid)
 static void visit_nodes(void *unused, hostwatch_fuse_visit_node visit, void *argument)
 {
 	struct node *n = NULL, *next;
+	uint64_t generation;
 
 	(void)unused;
-	for (;; n = next) {
+	do {
 		pthread_mutex_lock(&lock);
 		next = n ? n->next : nodes;
 		if (next)
-			next->lookups++; /* its place in the list stays */
+			next->lookups++; /* the place in the list stays */
 		pthread_mutex_unlock(&lock);
-		if (n)
-			drop((uintptr_t)n, 1);
-		if (!next)
-			return;
-		visit(argument, (uintptr_t)next, next->generation);
-	}
+		if (n) {
+			generation = n->generation;
+			drop((uintptr_t)n, 1); /* hold() says if the kernel has it, not this */
+			visit(argument, (uintptr_t)n, generation);
+		}
+	} while ((n = next));
 }
 
 static void register_again(void)
@@ -340,7 +341,7 @@ int main(int argc, char **argv)
 #endif
 		status = fuse_session_loop_mt(session, NULL);
 #ifdef HOSTWATCH
-	if (status > 0) /* a signal: the thread may wait for what nobody answers any more */
+	if (status) /* not unmounted: the thread may wait for what nobody answers any more */
 		umount2(argv[2], MNT_FORCE | MNT_DETACH);
 #endif
 	fuse_session_unmount(session);

@@ -15,16 +15,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 /* glibc's calls would change every thread. */
-static int set_ids(uid_t uid, gid_t gid, const gid_t *groups, size_t count)
+static int set_ids(uid_t uid, gid_t gid)
 {
-	if (syscall(SYS_setgroups, count, groups) < 0 ||
-	    syscall(SYS_setresgid, -1, gid, -1) < 0 ||
+	if (syscall(SYS_setresgid, -1, gid, -1) < 0 ||
 	    syscall(SYS_setresuid, -1, uid, -1) < 0)
 		return -errno;
 	return 0;
@@ -39,7 +39,10 @@ int hwfs_become(uid_t uid, gid_t gid, const gid_t *groups, size_t count,
 	if (!own_context && unshare(CLONE_FS) < 0)
 		return -errno;
 	own_context = true;
-	error = set_ids(uid, gid, groups, count);
+	/* Who has not the right to that has changed nothing yet. */
+	if (syscall(SYS_setgroups, count, groups) < 0)
+		return -errno;
+	error = set_ids(uid, gid);
 	if (error)
 		hwfs_restore();
 	else
@@ -54,7 +57,7 @@ void hwfs_restore(void)
 	umask(0);
 	/* The effective uid first: only it may change the rest. */
 	if (syscall(SYS_setresuid, -1, 0, -1) == 0 &&
-	    set_ids(0, 0, NULL, 0) == 0)
+	    syscall(SYS_setgroups, 0, NULL) == 0 && set_ids(0, 0) == 0)
 		return;
 	snprintf(text, sizeof(text),
 		 "hostwatchfs: a thread's ids cannot be restored: %s\n",
@@ -86,6 +89,7 @@ void hwfs_block_ends(void)
 	static const int numbers[] = { SIGHUP, SIGINT, SIGTERM };
 	/* Without SA_RESTART: it ends a sem_wait(3). */
 	struct sigaction waking = { .sa_handler = nothing }, before;
+	sigset_t wakes;
 
 	sigemptyset(&ends);
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
@@ -97,6 +101,14 @@ void hwfs_block_ends(void)
 	signal(SIGPIPE, SIG_IGN);
 	looping = pthread_self();
 	sigaction(SIGUSR1, &waking, NULL);
+	sigemptyset(&wakes);
+	sigaddset(&wakes, SIGUSR1);
+	pthread_sigmask(SIG_UNBLOCK, &wakes, NULL);
+}
+
+void hwfs_abort(const char *mount)
+{
+	(void)umount2(mount, MNT_FORCE | MNT_DETACH);
 }
 
 void hwfs_await_end(void)

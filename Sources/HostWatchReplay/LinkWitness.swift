@@ -10,7 +10,7 @@ import HostWatch
 /// gone that lives on. So before such a request is answered, another process asks for the
 /// object's attributes, and is told one link more than are left.
 ///
-/// The request waits for it, `waitMilliseconds` at most: the kernel holds no lock that this
+/// The request waits for it, as long for its turn and for the answer: the kernel holds no lock that this
 /// takes. Its handler does not: were all handlers here, none would answer what the process asks.
 /// If the process does not answer it is ended, and started anew for the next; one that was
 /// killed is started anew at once.
@@ -34,6 +34,8 @@ final class LinkWitness: Sendable {
 
   private struct Waiting: Sendable {
     let node: NodeID
+    /// Nobody is asked after this, nanoseconds.
+    let end: UInt64
     let then: @Sendable (Int32) -> Void
   }
   private struct Queue: Sendable {
@@ -87,7 +89,8 @@ final class LinkWitness: Sendable {
   /// not know the node.
   func tell(_ node: NodeID, then: @escaping @Sendable (Int32) -> Void) {
     raised.withLock { $0[node.nodeid, default: 0] += 1 }
-    let one = Waiting(node: node, then: then)
+    let end = monotonicNanoseconds() + UInt64(Self.waitMilliseconds) * 1_000_000
+    let one = Waiting(node: node, end: end, then: then)
     let isQueued = queue.change { queue in
       if queue.isOpen { queue.waiting.append(one) }
       return queue.isOpen
@@ -96,7 +99,7 @@ final class LinkWitness: Sendable {
   }
 
   private func complete(_ one: Waiting) {
-    let result = ask(one.node)
+    let result = ask(one.node, until: one.end)
     raised.withLock {
       let count = ($0[one.node.nodeid] ?? 1) - 1
       $0[one.node.nodeid] = count > 0 ? count : nil
@@ -104,14 +107,13 @@ final class LinkWitness: Sendable {
     one.then(result)
   }
 
-  private func ask(_ node: NodeID) -> Int32 {
+  private func ask(_ node: NodeID, until end: UInt64) -> Int32 {
     var request = replay_request()
     request.operation = REPLAY_ASK.rawValue
     request.object = replay_place(node)
     return state.withLock { state in
-      let end = monotonicNanoseconds() + UInt64(Self.waitMilliseconds) * 1_000_000
       // One that was killed meanwhile has not taken the time: another is asked.
-      repeat {
+      while monotonicNanoseconds() < end {
         let process: Process
         do throws(SystemError) {
           guard let one = try Self.process(&state) else { return EPIPE }
@@ -125,7 +127,7 @@ final class LinkWitness: Sendable {
         case .pathNeeded, .objectNotHeld: return ESTALE
         case .ended: state.process = nil
         }
-      } while monotonicNanoseconds() < end
+      }
       return ETIMEDOUT
     }
   }

@@ -39,10 +39,10 @@ enum DaemonChecks {
     case ENOENT:
       return .fail(
         "socket", "\(path) is not there",
-        "\"systemctl restart hostwatchd.service\", or name the socket with --socket")
+        "\"\(Self.renew)\", or name the socket with --socket")
     case ECONNREFUSED:
       return .fail(
-        "socket", "nobody listens on \(path)", "\"systemctl restart hostwatchd.service\"")
+        "socket", "nobody listens on \(path)", "\"\(Self.renew)\"")
     case EACCES, EPERM:
       return .fail(
         "socket", "\(path) may not be opened by this user",
@@ -51,6 +51,10 @@ enum DaemonChecks {
       return .fail("socket", failure.description, "see \"systemctl status hostwatchd.socket\"")
     }
   }
+
+  /// A socket unit that is active has its file made again by this alone.
+  private static let renew =
+    "systemctl stop hostwatchd.socket && systemctl restart hostwatchd.service"
 
   private static func answers(_ status: JSON) -> Check {
     let lost = status["totals"]["lost"].double ?? 0

@@ -54,6 +54,10 @@ import HostWatch
     unsafe hwfs_session_loop(session, maxThreads, min(maxThreads, 10))
   }
 
+  /// Nobody serves it: what waits for an answer, as the follower may, is told that it is gone. Where
+  /// that needs a right that is missing it is not.
+  func abort(at path: String) { unsafe path.withCString { unsafe hwfs_abort($0) } }
+
   func unmount() {
     unsafe fuse_session_unmount(session)
   }

@@ -77,16 +77,20 @@ struct Serving {
       // for: it has to be answered until they have stopped.
       try mount.endOnSignal(ending)
     } catch {
-      mount.unmount()  // nobody serves what the follower may wait for
+      mount.abort(at: mountPath)
       ending.run()
+      mount.unmount()
       throw Self.shortage(error)
     }
     started()
     notifyManager()
     let result = mount.loop(maxThreads: options.maxThreads)
+    if result < 0 { mount.abort(at: mountPath) }
     ending.run()
     server.locks.stop()
     mount.unmount()
+    // libfuse has no errno for a thread that it could not have.
+    guard result != -1 else { throw Self.shortage(Failure(EAGAIN)) }
     guard result >= 0 else {
       throw Fault(status: 70, text: "the session ended: \(Hostwatchfs.text(-result))")
     }

@@ -541,6 +541,21 @@ class OperationsTest(MountTest):
         self.assertEqual((data[:5], data[5000:5003], len(data)), (b"hello", b"far", 8192))
 
 
+class WithoutGroupsTest(MountTest):
+    """uid 0 that may not set groups: what is to be done as a client is refused."""
+
+    prefix = ("setpriv", "--bounding-set", "-setgid", "--inh-caps", "-setgid")
+
+    def test_it_goes_on(self):
+        for _ in range(3):
+            self.assertEqual(outcome(os.mkdir, os.path.join(self.mnt, "new")), "EPERM")
+        os.close(os.open(self.path("file"), os.O_CREAT | os.O_WRONLY))
+        with open(os.path.join(self.mnt, "file"), "wb") as file:
+            file.write(b"there")
+        with open(self.path("file"), "rb") as file:
+            self.assertEqual(file.read(), b"there")
+
+
 class ReadOnlyTest(MountTest):
     options = "ro,events=invalidate"
 

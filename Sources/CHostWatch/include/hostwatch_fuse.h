@@ -4,7 +4,8 @@
  *
  * For servers on libfuse 3's low-level API whose nodeids are the ones they have
  * registered with hostwatchd. Include <fuse_lowlevel.h> before this header, and
- * link libfuse3. docs/integrate.md says what the server has to do besides, and examples/mirror.c a server with and without.
+ * link libfuse3. docs/integrate.md says what the server has to do besides, and
+ * examples/mirror.c is a server with and without.
  *
  *	struct hostwatch_fuse f;
  *	hostwatch_fuse_init(&f, session);
@@ -106,8 +107,9 @@ struct hostwatch_fuse {
 	void (*names)(void *context, uint64_t directory,
 		      hostwatch_fuse_visit visit, void *argument);
 	/* Visits every object that the kernel may have, the root or not; those
-	 * of which it is told meanwhile may be left out. With .hold an object
-	 * may be forgotten during its visit. Nobody looks up by name what a
+	 * of which it is told meanwhile may be left out. The walk itself must not
+	 * keep an object during its visit, which lasts until .hold says that the
+	 * kernel does not have it. Nobody looks up by name what a
 	 * client has open or is in: without this its attributes and pages stay
 	 * as they were for as long as the session is out of step. No lock that a
 	 * handler takes may be held during a visit. */

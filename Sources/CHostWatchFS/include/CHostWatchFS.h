@@ -110,6 +110,8 @@ int hwfs_notify_epoch(int fuse_fd);
 /* From here on SIGHUP, SIGINT and SIGTERM, unless they are ignored, come to
  * hwfs_await_end() alone. On the thread that will loop, before any other is started. */
 void hwfs_block_ends(void);
+/* Ends the connection of a mount, and with it whatever waits for an answer, where this may. */
+void hwfs_abort(const char *mount);
 /* Waits for one of them. On a thread that blocks them. */
 void hwfs_await_end(void);
 /* Has a loop see that the session was exited; returns when it has ended. */

@@ -83,10 +83,13 @@ extension Reconciler {
       guard let actual = differences[index].actual else { continue }
       // To compare all with all takes too long where there are many.
       if holders == nil {
-        holders = Dictionary(grouping: differences.indices) { differences[$0].held }
+        holders = Dictionary(grouping: differences.indices.reversed()) { differences[$0].held }
       }
-      // None of these is to hold what it holds: that would be no difference.
-      let source = holders?[actual.object]?.first { differences[$0].held == actual.object }
+      // The first that holds it still. One that is to hold it would be no difference.
+      while let last = holders?[actual.object]?.last, differences[last].held != actual.object {
+        holders?[actual.object]?.removeLast()
+      }
+      let source = holders?[actual.object]?.last
       if let source, !window.objects[actual.object].flags.contains(.linked) {
         emitMove(from: differences[source], to: differences[index], actual)
         differences[source].held = nil
