@@ -45,4 +45,8 @@ def failing(pid, calls, how, thread=None):
             yield count
         finally:
             tracer.terminate()  # it lets go of them
-            tracer.wait()
+            try:
+                tracer.wait(10)
+            except subprocess.TimeoutExpired:  # of one that is ending just now it does not
+                tracer.kill()
+                tracer.wait()
