@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -41,6 +42,12 @@ def wait_until(condition, what, timeout=10.0):
         if time.monotonic() > end:
             raise AssertionError(f"not in {timeout} s: {what}")
         time.sleep(0.005)
+
+
+def is_asking(pid):
+    """Whether a process waits for a FUSE server's answer."""
+    with open(f"/proc/{pid}/wchan", encoding="ascii") as file:
+        return re.search("fuse|request_wait", file.read()) is not None
 
 
 def leave_descriptors(pid, count):
@@ -159,14 +166,19 @@ class HostwatchFS:
     def status(self):
         return json.loads(self.ask("status"))
 
-    def follower(self):
-        """The thread that tells the kernel."""
+    def thread(self, name):
+        """A thread's id, or None."""
         tasks = f"/proc/{self.process.pid}/task"
         for task in os.listdir(tasks):
-            with open(f"{tasks}/{task}/comm", encoding="utf-8") as file:
-                if file.read() == "follower\n":
-                    return task
-        raise AssertionError("no follower")
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                with open(f"{tasks}/{task}/comm", encoding="utf-8") as file:
+                    if file.read() == f"{name}\n":
+                        return task
+        return None
+
+    def follower(self):
+        """The thread that tells the kernel."""
+        return self.thread("follower")
 
     def log(self):
         with open(self.log_path, encoding="utf-8", errors="replace") as file:

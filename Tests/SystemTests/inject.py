@@ -50,3 +50,18 @@ def failing(pid, calls, how, thread=None):
             except subprocess.TimeoutExpired:  # of one that is ending just now it does not
                 tracer.kill()
                 tracer.wait()
+
+
+def holds(pid):
+    """Whether a delay holds a call of the process just now."""
+    def stopped():
+        calls = {}
+        for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if "\nState:\tt" in (task / "status").read_text():
+                    calls[task.name] = (task / "syscall").read_text()
+        return calls
+
+    before = stopped()
+    time.sleep(0.02)  # each call stops for a moment
+    return any(call in stopped().items() for call in before.items())

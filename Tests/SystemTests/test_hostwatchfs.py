@@ -489,8 +489,7 @@ class OperationsTest(MountTest):
         with open(self.path("file"), "r+b") as theirs:
             fcntl.flock(theirs, fcntl.LOCK_EX)
             waiter = subprocess.Popen(["flock", path, "true"])
-            time.sleep(0.2)
-            self.assertIsNone(waiter.poll())
+            fusefs.wait_until(lambda: self.fs.thread("locks"), "it waits")
             waiter.terminate()
             self.assertEqual(waiter.wait(10), -15)
 
@@ -505,12 +504,11 @@ class OperationsTest(MountTest):
             fcntl.flock(theirs, fcntl.LOCK_EX)
             waiter = subprocess.Popen(["flock", path, "true"], stderr=subprocess.DEVNULL)
             self.addCleanup(waiter.kill)
-            time.sleep(0.2)
-            self.assertIsNone(waiter.poll())
+            fusefs.wait_until(lambda: fs.thread("locks"), "it waits")
             with inject.failing(fs.process.pid, "exit_group", "delay_enter=1000000"):
                 fs.process.terminate()
                 fusefs.wait_until(lambda: not fusefs.is_mounted(fs.path), "unmounted")
-                time.sleep(0.3)
+                fusefs.wait_until(lambda: inject.holds(fs.process.pid), "it is about to end")
                 fcntl.flock(theirs, fcntl.LOCK_UN)
                 self.assertEqual(fs.process.wait(10), 0)
             self.assertNotEqual(waiter.wait(10), 0)
@@ -527,8 +525,7 @@ class OperationsTest(MountTest):
             self.assertEqual(self.fs.status()["state"], "in-step")
             waiter = subprocess.Popen(["flock", path, "true"])
             self.addCleanup(waiter.kill)
-            time.sleep(0.1)
-            self.assertIsNone(waiter.poll())
+            fusefs.wait_until(lambda: self.fs.thread("locks"), "it waits")
             fcntl.flock(theirs, fcntl.LOCK_UN)
             self.assertEqual(waiter.wait(10), 0)
 

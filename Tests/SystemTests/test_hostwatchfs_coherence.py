@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -154,6 +155,14 @@ class CoherenceTest(MountTest):
         write(os.path.join(self.outside, name), data)
         rename2(os.path.join(self.outside, name), self.path(name), RENAME_EXCHANGE)
 
+    def cache_two(self):
+        write(self.path("old"), b"before")
+        write(self.path("new"), b"other")
+        self.fs.sync()
+        for name in ("old", "new"):
+            read(os.path.join(self.mnt, name))
+        self.fs.sync()
+
     def check_renamed(self, wanted):
         self.fs.sync()
         for name, data in wanted.items():
@@ -164,19 +173,14 @@ class CoherenceTest(MountTest):
         """What is told of it is applied before the kernel has renamed the old object."""
         for exchange in (False, True):
             with self.subTest(exchange=exchange):
-                write(self.path("old"), b"before")
-                write(self.path("new"), b"other")
-                self.fs.sync()
-                for name in ("old", "new"):
-                    read(os.path.join(self.mnt, name))
-                self.fs.sync()
+                self.cache_two()
                 with inject.failing(self.fs.process.pid, "renameat,renameat2",
                                     "delay_enter=500000"):
                     renaming = threading.Thread(target=rename2, args=(
                         os.path.join(self.mnt, "old"), os.path.join(self.mnt, "new"),
                         RENAME_EXCHANGE if exchange else 0))
                     renaming.start()
-                    time.sleep(0.1)
+                    fusefs.wait_until(lambda: inject.holds(self.fs.process.pid), "it is held")
                     self.replaced("old", b"after")
                     if exchange:
                         self.replaced("new", b"other too")
@@ -187,12 +191,7 @@ class CoherenceTest(MountTest):
         """What is told of it comes when the old object has another name."""
         for exchange in (False, True):
             with self.subTest(exchange=exchange):
-                write(self.path("old"), b"before")
-                write(self.path("new"), b"other")
-                self.fs.sync()
-                for name in ("old", "new"):
-                    read(os.path.join(self.mnt, name))
-                self.fs.sync()
+                self.cache_two()
                 with inject.failing(self.fs.process.pid, "poll", "delay_exit=500000",
                                     self.fs.follower()):
                     self.replaced("old", b"after")
@@ -644,8 +643,7 @@ class FailureTest(MountTest):
             client = subprocess.Popen(["ls", os.path.join(self.mnt, "d")],
                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             self.addCleanup(client.kill)
-            time.sleep(0.2)
-            self.assertIsNone(client.poll())
+            fusefs.wait_until(lambda: fusefs.is_asking(client.pid), "it asks")
             self.fs.process.terminate()
             self.assertEqual(self.fs.process.wait(10), 0)
             client.wait(10)
@@ -655,8 +653,11 @@ class FailureTest(MountTest):
     def test_a_signal_that_was_ignored_unmounts_nothing(self):
         fs = fusefs.HostwatchFS(self.share, self.daemon.socket, self.options, prefix=["nohup"])
         self.addCleanup(fs.kill)
+        with open(f"/proc/{fs.process.pid}/status", encoding="ascii") as file:
+            ignored = int(re.search(r"SigIgn:\s+(\w+)", file.read())[1], 16)
+        self.assertTrue(ignored & 1 << signal.SIGHUP - 1)
         fs.process.send_signal(signal.SIGHUP)
-        time.sleep(0.1)
+        fs.sync()
         self.assertEqual(fs.status()["state"], "in-step")
         fs.process.send_signal(signal.SIGINT)
         self.assertEqual(fs.process.wait(10), 0)

@@ -109,10 +109,10 @@ struct hostwatch_fuse {
 	/* Visits every object that the kernel may have, the root or not; those
 	 * of which it is told meanwhile may be left out. The walk itself must not
 	 * keep an object during its visit, which lasts until .hold says that the
-	 * kernel does not have it. Nobody looks up by name what a
-	 * client has open or is in: without this its attributes and pages stay
-	 * as they were for as long as the session is out of step. No lock that a
-	 * handler takes may be held during a visit. */
+	 * kernel does not have it; nor may a lock be held then that a handler
+	 * takes. Nobody looks up by name what a client has open or is in: without
+	 * this its attributes and pages stay as they were for as long as the
+	 * session is out of step. */
 	void (*nodes)(void *context, hostwatch_fuse_visit_node visit,
 		      void *argument);
 	/* Given to all of them. */
